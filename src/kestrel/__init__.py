@@ -1,0 +1,3 @@
+"""Kestrel: many-task computing over XMPP."""
+
+__version__ = "0.1.0"

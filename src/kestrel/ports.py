@@ -1,0 +1,327 @@
+"""What the shells of manager and worker need from the outside world, as roles.
+
+The production makers are `kestrel.store`, `kestrel.xmpp.link`, `kestrel.worker.launcher` and the
+asyncio clock; the simulator has its own makers of all of them. The shells are plain reactors: they
+are called, they call back, they never block and never await. That is what lets the simulator drive
+the production code on a virtual clock.
+
+All callbacks arrive on the same thread (the event loop's, or the simulator's), never from inside the
+call that asked for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
+
+from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble
+from kestrel.core.model import JobId, JobState, RestoredJob, TaskIndex
+from kestrel.protocol import messages as m
+
+# --------------------------------------------------------------------------------------------------
+# Clock
+
+
+class TimerHandle(Protocol):
+    """A call that is to come. `asyncio.TimerHandle` is one."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Time, and calls to come."""
+
+    def now(self) -> float:
+        """Monotonic seconds: for leases, delays, rates."""
+        ...
+
+    def wall(self) -> float:
+        """Unix time: for records that people read. May jump."""
+        ...
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
+        """Call once, `delay_s` from now (0: as soon as whatever runs now has returned)."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------
+# Transport
+
+
+class Show(Enum):
+    """What an available entity says of itself (RFC 6121 section 4.7.2.1)."""
+
+    CHAT = "chat"
+    ONLINE = ""
+    AWAY = "away"
+    XA = "xa"
+    DND = "dnd"
+
+
+class TransportEvents(Protocol):
+    """What a transport tells its owner. Addresses are full JIDs as the server stamped them."""
+
+    def on_up(self, address: str) -> None:
+        """Connected and bound as `address`; sent again after every reconnect."""
+        ...
+
+    def on_down(self, reason: str) -> None:
+        """The connection is gone; nobody's presence is known any more. It is being retried."""
+        ...
+
+    def on_message(self, sender: str, payload: bytes, chat: bool) -> None:
+        """A JSON text from an XEP-0335 container, or (`chat`) the body a person or script sent."""
+        ...
+
+    def on_available(self, sender: str, show: Show, status: str) -> None:
+        """Directed presence arrived."""
+        ...
+
+    def on_unavailable(self, sender: str, reason: str) -> None:
+        """The entity left, or a message to it bounced because it is not there."""
+        ...
+
+    def on_heard(self, sender: str) -> None:
+        """A ping was answered."""
+        ...
+
+
+class Transport(Protocol):
+    """Sends to full or bare JIDs. Nothing raises: what cannot be sent now is dropped, as networks do;
+    leases, acknowledgements and rejoining repair it."""
+
+    def send(self, to: str, payload: bytes, *, chat: bool = False) -> None:
+        """A JSON text; `chat` puts it into a body for a person, else it goes into a container."""
+        ...
+
+    def say(self, to: str, text: str) -> None:
+        """Plain words for a person, as a message body."""
+        ...
+
+    def announce(self, to: str, show: Show, status: str) -> None:
+        """Directed presence: from now on `to` learns when we go."""
+        ...
+
+    def withdraw(self, to: str) -> None:
+        """Directed unavailable presence."""
+        ...
+
+    def ping(self, to: str) -> None:
+        """XEP-0199; an answer of any kind arrives as `on_heard`."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------
+# Store
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """All that is kept of a job beside its tasks."""
+
+    job: JobId
+    user: str
+    """Bare JID of the owner."""
+    submission: str
+    """The submitter's own id, or empty; unique per user when not empty."""
+    message: bytes
+    """The `job` message as JSON, without its `args`."""
+    size: int
+    open: bool
+    submitted: float
+    """Unix time."""
+    state: JobState = JobState.PENDING
+    finished: float = 0.0
+    last: int = 0
+    """Highest `seq` of its results."""
+    counts: m.TaskCounts = m.TaskCounts()
+    """Terminal states only; exact."""
+    reruns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AddJob:
+    """A new job with the parameters of its first tasks (None: the job has no parameters)."""
+
+    record: JobRecord
+    params: Sequence[Sequence[str]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddTasks:
+    """Tasks `offset` … for an open job; `last` closes it."""
+
+    job: JobId
+    offset: int
+    params: Sequence[Sequence[str]]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CloseJob:
+    """No more tasks can follow (cancelled as a whole)."""
+
+    job: JobId
+    cancelled: bool
+
+
+Write: TypeAlias = (
+    AddJob | AddTasks | CloseJob | RecordResult | RecordTrouble | RecordCancelled | RecordJobEnded
+)
+"""`RecordResult.report` is a `kestrel.protocol.messages.AttemptReport` or None.
+A `RecordResult` for a task that already has a result changes nothing and is counted (law 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadParams:
+    """Parameters of these tasks → list[list[str]], in the same order."""
+
+    job: JobId
+    tasks: Sequence[TaskIndex]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResults:
+    """Results with `seq` > `after`, at most `limit`, by seq → list[tuple[int, TaskResult]]."""
+
+    job: JobId
+    after: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTaskResults:
+    """Results of these tasks, by index → list[tuple[int, TaskResult]]; absent ones are left out."""
+
+    job: JobId
+    tasks: Sequence[TaskIndex]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTaskRange:
+    """Results of tasks with `first` <= index, in these states (empty: all), by index, at most `limit`
+    → list[tuple[int, TaskResult]]."""
+
+    job: JobId
+    first: int
+    states: frozenset[str]
+    limit: int
+
+
+Read: TypeAlias = ReadParams | ReadResults | ReadTaskResults | ReadTaskRange
+
+
+@dataclass(frozen=True, slots=True)
+class StoreContent:
+    """What a manager needs to go on where the last one stopped."""
+
+    epoch: int
+    """Already counted up for this life, and stored."""
+    next_job: JobId
+    jobs: list[JobRecord] = field(default_factory=list)
+    """All jobs, by number."""
+    unfinished: list[RestoredJob] = field(default_factory=list)
+    """Those that have not ended, with the state of each task. `terms` are made by the caller's
+    `terms_of`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDone:
+    """A unit is stored. `answers[i]` belongs to `reads[i]`."""
+
+    answers: Sequence[Any] = ()
+    duplicates: int = 0
+    """Results that were there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """Nothing of the unit is stored. `problem` says why and whether to try again."""
+
+    problem: Exception
+
+
+class Store(Protocol):
+    """Jobs and results that survive. Units are carried out and answered in the order they came in."""
+
+    def open(self, terms_of: Callable[[JobRecord], Any]) -> StoreContent:
+        """Read everything, count the epoch up. Blocks. Raises `StoreError`."""
+        ...
+
+    def commit(
+        self,
+        writes: Sequence[Write],
+        reads: Sequence[Read],
+        done: Callable[[CommitDone | CommitFailed], None],
+    ) -> None:
+        """One transaction: all writes, then the reads, which see them. `done` is called later."""
+        ...
+
+    def close(self) -> None:
+        """Finish what came in, then release everything. Blocks."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------
+# Launcher
+
+
+@dataclass(frozen=True, slots=True)
+class StartProcess:
+    """Start one attempt. Words and environment are final: nothing is left to substitute."""
+
+    attempt: int
+    argv: Sequence[str]
+    env: dict[str, str]
+    """Added to the launcher's own environment."""
+    workdir: str
+    stdout: str
+    """Path of the file for standard output; truncated."""
+    stderr: str
+    time_limit_s: float = 0.0
+    cleanup: Sequence[str] | None = None
+    tail_bytes: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """How it ended. Fields as in `kestrel.protocol.messages.AttemptReport`."""
+
+    attempt: int
+    exit_code: int | None
+    signal: int = 0
+    started: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    memory_kib: int = 0
+    out: str = ""
+    err: str = ""
+    out_bytes: int = 0
+    err_bytes: int = 0
+    timed_out: bool = False
+    reason: str = ""
+    """Set when it could not be started (`command not found: foo`)."""
+
+
+class LauncherEvents(Protocol):
+    """What the launcher tells the worker."""
+
+    def on_ended(self, ended: Sequence[ProcessEnded]) -> None:
+        """These have ended and their process groups are gone."""
+        ...
+
+    def on_launcher_lost(self, attempts: Sequence[int]) -> None:
+        """The launcher died with these running; their processes are killed. A new one is started."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts and stops processes. Limits of slots are the caller's business."""
+
+    def start(self, processes: Sequence[StartProcess]) -> None: ...
+
+    def stop(self, attempts: Sequence[int]) -> None:
+        """SIGTERM to the group, SIGKILL after the grace; the end is told as usual."""
+        ...
