@@ -1,0 +1,317 @@
+"""A user's connection to a manager: requests with answers, submissions in pieces, results by cursor.
+
+A request survives a broken link and an absent manager: it is sent again when they are back, which is
+safe because every request can be repeated (a submission carries its own id, an addition its offset).
+Runs on asyncio. Called by the command line, and by programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from kestrel.errors import EnvironmentProblem, InternalError, KestrelError, PeerError
+from kestrel.ports import Show, Transport
+from kestrel.protocol import codec
+from kestrel.protocol import messages as m
+
+log = logging.getLogger("kestrel.client")
+
+SUBMISSION_BYTES = 100_000
+"""About how much of a job's parameters travels in one message."""
+SUBMISSION_WINDOW = 8
+"""Additions under way at once."""
+ANSWER_S_MAX = 60.0
+PIECE_BYTES = 65536
+
+_T = TypeVar("_T")
+UserRequest = m.UserToManager
+
+
+class RequestError(PeerError):
+    """The manager answered with an `error`."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    message: m.UserToManager
+    answer: asyncio.Future[m.ManagerToUser]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job that the manager accepted and stored."""
+
+    job: int
+    size: int
+    warning: str = ""
+
+
+class Client:
+    """Implements `TransportEvents`; give it to a transport, then await `ready`.
+
+    All methods must be called on the event loop's thread.
+    """
+
+    def __init__(self, manager: str, *, answer_s_max: float = ANSWER_S_MAX) -> None:
+        self.manager = manager
+        self.answer_s_max = answer_s_max
+        self.manager_present = False
+        self._transport: Transport | None = None
+        self._pending: dict[str, _Pending] = {}
+        self._count = 0
+        self._life = secrets.token_hex(4)
+        self._up = asyncio.Event()
+        self._watchers: dict[int, Callable[[m.JobInfo], None]] = {}
+        self._last_problem = ""
+
+    def attach(self, transport: Transport) -> None:
+        """Send through this transport from now on."""
+        self._transport = transport
+
+    # --- what the transport tells -----------------------------------------------------------------
+
+    def on_up(self, address: str) -> None:
+        assert self._transport is not None
+        self._transport.announce(self.manager, Show.ONLINE, "user")
+        self._up.set()
+        self._send_all_again()
+
+    def on_down(self, reason: str) -> None:
+        self._up.clear()
+        self.manager_present = False
+        self._last_problem = reason
+
+    def on_available(self, sender: str, show: Show, status: str) -> None:
+        if not self._is_manager(sender):
+            return
+        came_back, self.manager_present = not self.manager_present, True
+        if came_back:
+            self._send_all_again()
+
+    def on_unavailable(self, sender: str, reason: str) -> None:
+        if self._is_manager(sender):
+            self.manager_present = False
+            self._last_problem = f"the manager {self.manager} is not there"
+            if reason:
+                self._last_problem += f" ({reason})"
+
+    def on_heard(self, sender: str) -> None:
+        """Pings are the link's own business."""
+
+    def on_message(self, sender: str, payload: bytes, chat: bool) -> None:
+        if not self._is_manager(sender):
+            log.warning("message_from_stranger", extra={"sender": sender})
+            return
+        try:
+            message = codec.decode_to_user(payload)
+        except codec.ProtocolError as problem:
+            log.warning("bad_message", extra={"sender": sender, "text": problem.text})
+            return
+        if isinstance(message, m.Event):
+            watcher = self._watchers.get(message.job.job)
+            if watcher is not None:
+                watcher(message.job)
+            return
+        pending = self._pending.get(message.re)
+        if pending is not None and not pending.answer.done():
+            pending.answer.set_result(message)
+
+    def _is_manager(self, sender: str) -> bool:
+        return sender == self.manager or sender.partition("/")[0] == self.manager
+
+    def _send_all_again(self) -> None:
+        for pending in self._pending.values():
+            self._send(pending.message)
+        for job in self._watchers:
+            self._send(m.Watch(job=job))
+
+    def _send(self, message: m.UserToManager) -> None:
+        if self._transport is None:
+            raise InternalError("a client without a transport")
+        if self._up.is_set():
+            self._transport.send(self.manager, codec.encode(message))
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    async def request(self, message: UserRequest, answer: type[_T]) -> _T:
+        """Send one request and wait for its answer of the given type.
+
+        Raises `RequestError` with the manager's own words, `EnvironmentProblem` if no answer came
+        within `answer_s_max` seconds.
+        """
+        if not message.id:
+            self._count += 1
+            message = msgspec.structs.replace(message, id=f"{self._life}-{self._count}")
+        key = message.id
+        future: asyncio.Future[m.ManagerToUser] = asyncio.get_running_loop().create_future()
+        self._pending[key] = _Pending(message, future)
+        try:
+            self._send(message)
+            async with asyncio.timeout(self.answer_s_max):
+                got = await future
+        except TimeoutError:
+            raise self._no_answer() from None
+        finally:
+            del self._pending[key]
+        if isinstance(got, m.Error):
+            raise RequestError(got.text, hint=got.hint, code=got.code)
+        if not isinstance(got, answer):
+            raise PeerError(f"the manager answered {type(got).__name__} to {type(message).__name__}")
+        return got
+
+    def _no_answer(self) -> KestrelError:
+        text = f"no answer from the manager {self.manager} in {self.answer_s_max:g} s"
+        return EnvironmentProblem(
+            f"{text}: {self._last_problem}" if self._last_problem else text,
+            hint="is it running (`kestrel up` or `kestrel manager`)? The request may be repeated safely",
+            code="no_answer",
+            retry=True,
+        )
+
+    # --- submission ---------------------------------------------------------------------------------
+
+    async def submit(self, job: m.Job, args: Iterable[m.Parameters] | None = None) -> Submission:
+        """Submit a job; `args` may be longer than one message holds, or `job.args` is used.
+
+        The answer comes when all of it is stored. Repeating a submission with the same `job.id` gives
+        the same job.
+        """
+        if not job.id:
+            job = msgspec.structs.replace(job, id=secrets.token_hex(8))
+        if args is None and job.args is not None:
+            args = job.args
+        if args is None:
+            accepted = await self.request(job, m.Accepted)
+            return _submission(accepted)
+        pieces = _pieces(args)
+        first = next(pieces, [])
+        second = next(pieces, None)
+        if second is None:
+            accepted = await self.request(msgspec.structs.replace(job, args=first), m.Accepted)
+            return _submission(accepted)
+        accepted = await self.request(msgspec.structs.replace(job, args=first, open=True), m.Accepted)
+        submission = _submission(accepted)
+        size = await self._extend(submission.job, len(first), second, pieces)
+        return Submission(submission.job, size, submission.warning)
+
+    async def _extend(
+        self, job: int, offset: int, piece: list[m.Parameters] | None, pieces: Iterator[list[m.Parameters]]
+    ) -> int:
+        """Send the rest, a window of additions at a time, in order; returns the job's size."""
+        window: set[asyncio.Task[m.Accepted]] = set()
+        try:
+            while piece is not None:
+                following = next(pieces, None)
+                message = m.Extend(job=job, offset=offset, args=piece, last=following is None)
+                window.add(asyncio.create_task(self.request(message, m.Accepted)))
+                await asyncio.sleep(0)  # lets the request go out, so that additions keep their order
+                offset += len(piece)
+                piece = following
+                if len(window) >= SUBMISSION_WINDOW or piece is None:
+                    until = asyncio.ALL_COMPLETED if piece is None else asyncio.FIRST_COMPLETED
+                    done, window = await asyncio.wait(window, return_when=until)
+                    for task in done:
+                        task.result()
+        finally:
+            for task in window:
+                task.cancel()
+        return offset
+
+    async def extend(self, job: int, offset: int, args: list[m.Parameters], *, last: bool) -> m.Accepted:
+        """Add tasks to an open job; `offset` is the index of the first."""
+        return await self.request(m.Extend(job=job, offset=offset, args=args, last=last), m.Accepted)
+
+    # --- questions ----------------------------------------------------------------------------------
+
+    async def info(self, job: int) -> m.JobInfo:
+        """The job at a glance."""
+        status = await self.request(m.Status(job=job), m.JobStatus)
+        return status.jobs[0]
+
+    async def results(
+        self, job: int, after: int = 0, *, limit: int = 500
+    ) -> AsyncIterator[list[m.TaskResult]]:
+        """Results of a job in the order in which they were stored, as they come, until it has ended."""
+        while True:
+            page = await self.request(m.Results(job=job, after=after, limit=limit, wait=True), m.ResultPage)
+            if page.results:
+                yield page.results
+            after = page.last
+            if page.done:
+                return
+
+    async def wait(self, job: int, changed: Callable[[m.JobInfo], None] | None = None) -> m.JobInfo:
+        """Wait until the job has ended; `changed` is called with its state now and then."""
+        ended: asyncio.Future[m.JobInfo] = asyncio.get_running_loop().create_future()
+
+        def on_change(info: m.JobInfo) -> None:
+            if changed is not None:
+                changed(info)
+            if info.finished and not ended.done():
+                ended.set_result(info)
+
+        self._watchers[job] = on_change
+        try:
+            status = await self.request(m.Watch(job=job), m.JobStatus)
+            on_change(status.jobs[0])
+            while True:
+                try:
+                    async with asyncio.timeout(self.answer_s_max):
+                        return await asyncio.shield(ended)
+                except TimeoutError:  # events can be lost with a link: ask
+                    on_change(await self.info(job))
+        finally:
+            del self._watchers[job]
+
+    async def output(self, job: int, task: int, stream: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes that a task has written so far, from `offset` on, in pieces."""
+        while True:
+            part = await self.request(
+                m.Output(
+                    job=job,
+                    task=task,
+                    stream="stderr" if stream == "stderr" else "stdout",
+                    offset=offset,
+                    limit=PIECE_BYTES,
+                ),
+                m.OutputPart,
+            )
+            data = base64.b64decode(part.data)
+            if data:
+                yield data
+            offset += len(data)
+            if offset >= part.size or not data:
+                return
+
+
+def _submission(accepted: m.Accepted) -> Submission:
+    if accepted.job is None:
+        raise PeerError("the manager accepted a submission without naming the job")
+    return Submission(accepted.job, accepted.size, accepted.warning)
+
+
+def _pieces(args: Iterable[m.Parameters]) -> Iterator[list[m.Parameters]]:
+    """Parameters in portions of about `SUBMISSION_BYTES` of JSON."""
+    piece: list[m.Parameters] = []
+    size = 0
+    for words in args:
+        length = 4 + sum(_json_length(w) for w in words)
+        if piece and size + length > SUBMISSION_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(words)
+        size += length
+    if piece:
+        yield piece
+
+
+def _json_length(word: str) -> int:
+    return len(word) + 4 if word.isascii() and word.isprintable() else len(msgspec.json.encode(word)) + 1

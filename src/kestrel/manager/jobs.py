@@ -1,0 +1,151 @@
+"""What the manager's shell knows of a job beside the scheduler: record, specification, who waits.
+
+Pure data with the conversions from a user's `job` message. Called by the manager only.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kestrel.core.model import JobCounts, JobState, JobTerms, fold_tags
+from kestrel.errors import UsageError
+from kestrel.manager.words import Manner
+from kestrel.ports import JobRecord
+from kestrel.protocol import messages as m
+from kestrel.protocol.placeholders import has_placeholder, simplify, with_argument, with_index
+
+_job_decoder = msgspec.json.Decoder(m.Job)
+
+
+@dataclass(slots=True)
+class JobEntry:
+    """A job in the manager's books."""
+
+    record: JobRecord
+    message: m.Job
+    spec: m.TaskSpec
+    has_params: bool
+    size: int
+    open: bool
+    ended: bool = False
+    told: dict[str, int] = field(default_factory=dict)
+    """Which session of which worker has the specification."""
+    watchers: dict[str, Manner] = field(default_factory=dict)
+    waiters: list[Waiter] = field(default_factory=list)
+    notify: str = ""
+    """Address of a person to tell when the job has ended."""
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A `results` request that waits for more."""
+
+    sender: str
+    manner: Manner
+    request: m.Results
+    until: float
+
+
+def terms_of(record: JobRecord) -> JobTerms:
+    """What the scheduler must know of a stored job."""
+    return terms(_job_decoder.decode(record.message), record.user)
+
+
+def terms(message: m.Job, user: str) -> JobTerms:
+    """What the scheduler must know of a submitted job."""
+    requires = message.requires if isinstance(message.requires, str) else tuple(message.requires)
+    return JobTerms(
+        user=user,
+        requires=fold_tags(requires),
+        slots=message.slots,
+        priority=message.priority,
+        retries=message.retries,
+        restart=message.restart == "always",
+    )
+
+
+def entry_of(record: JobRecord) -> JobEntry:
+    """The books of a job from its record; after a restart as well as at submission."""
+    message = _job_decoder.decode(record.message)
+    return JobEntry(
+        record=record,
+        message=message,
+        spec=spec_of(message),
+        has_params=message.queue is None,
+        size=record.size,
+        open=record.open,
+        ended=record.state in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED),
+    )
+
+
+def check(message: m.Job) -> None:
+    """Refuse what the types cannot: raises `UsageError` that names the field."""
+    command = message.command
+    if isinstance(command, str) and not command.strip():
+        raise UsageError("job: `command` is empty", hint='e.g. "command": "./run_task.sh"')
+    if isinstance(command, list) and not command[0]:
+        raise UsageError("job: the first word of `command` is empty")
+    if message.queue is not None and (message.args is not None or message.open):
+        raise UsageError(
+            "job: `queue` and `args` exclude each other",
+            hint="`queue` runs the command so many times, `args` runs it once per entry",
+        )
+    if message.args is not None and not message.args and not message.open:
+        raise UsageError("job: `args` is empty, so there is nothing to do")
+    for words in (command, message.cleanup):
+        if isinstance(words, str) and "\0" in words:
+            raise UsageError("job: a command cannot contain the character NUL")
+
+
+def normal(message: m.Job) -> m.Job:
+    """A job without `queue` and `args` is one task, and its command gets no index."""
+    if message.queue is None and message.args is None and not message.open:
+        return msgspec.structs.replace(message, queue=1, append_index=bool(message.append_index))
+    return message
+
+
+def spec_of(message: m.Job) -> m.TaskSpec:
+    """What workers are told: index or argument appended, shell left out where it is not needed."""
+    return m.TaskSpec(
+        command=_completed(message.command, message),
+        cleanup=None if message.cleanup is None else _completed(message.cleanup, message),
+        env=message.env,
+        workdir=message.workdir,
+        time_limit_s=message.time_limit_s,
+        slots=message.slots,
+        name=message.name,
+    )
+
+
+def _completed(command: str | list[str], message: m.Job) -> str | list[str]:
+    append = message.append_index
+    if append is None:
+        append = message.queue is not None
+    if not has_placeholder(command):
+        if append and message.queue is not None:
+            command = with_index(command)
+        elif message.queue is None and (message.args or message.open):
+            command = with_argument(command)
+    return simplify(command) if isinstance(command, str) else command
+
+
+def command_text(message: m.Job) -> str:
+    """The command as a person would type it."""
+    command = message.command
+    return command if isinstance(command, str) else shlex.join(command)
+
+
+def counts_message(counts: JobCounts) -> m.TaskCounts:
+    """Counts as they travel."""
+    return m.TaskCounts(
+        queued=counts.queued,
+        running=counts.running,
+        completed=counts.completed,
+        failed=counts.failed,
+        cancelled=counts.cancelled,
+        timeout=counts.timeout,
+        node_fail=counts.node_fail,
+    )

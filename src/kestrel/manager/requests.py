@@ -1,0 +1,611 @@
+"""What users ask of a manager: submissions and steering become events, questions become answers.
+
+Called by `Manager` only, within its turns: `change` before the scheduler ran, `answer` after it.
+It must never send anything itself before the unit is stored: answers are tells of the unit.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kestrel.core import events as ev
+from kestrel.core.model import JobId, TaskIndex, TaskState
+from kestrel.errors import KestrelError, UsageError
+from kestrel.manager import jobs as books
+from kestrel.manager.jobs import JobEntry, Waiter
+from kestrel.manager.words import HELP, Manner
+from kestrel.ports import AddJob, AddTasks, CloseJob, JobRecord, ReadResults, ReadTaskRange, ReadTaskResults
+from kestrel.protocol import codec
+from kestrel.protocol import messages as m
+from kestrel.protocol.ranges import parse_ranges
+
+if TYPE_CHECKING:
+    from kestrel.manager.manager import Manager, Request, Unit
+
+STATE_WORDS = {state: state.name for state in TaskState}
+
+
+@dataclass(slots=True)
+class Relay:
+    """A user's output request that a worker is to answer."""
+
+    sender: str
+    manner: Manner
+    request: m.Output
+    worker: str
+    until: float
+
+
+class Requests:
+    """The users' side of a manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self._relays: dict[str, Relay] = {}
+        self._relay_count = 0
+        self._waiting: dict[JobId, None] = {}
+
+    # --- requests that change something ---------------------------------------------------------------
+
+    def change(self, request: Request, unit: Unit, events: list[ev.Event]) -> bool:
+        """Turn a changing request into events, writes and an answer; False if it only asks."""
+        sender, manner, message = request
+        try:
+            match message:
+                case m.Job():
+                    accepted = self._submit(sender, manner, message, unit, events)
+                case m.Extend():
+                    accepted = self._extend(sender, message, unit, events)
+                case m.Cancel():
+                    accepted = self._cancel(sender, message, unit, events)
+                case m.Drain():
+                    accepted = self._drain(sender, message, events)
+                case _:
+                    return False
+        except KestrelError as problem:
+            self._tell(unit, request, _error(message.id, problem))
+            return True
+        if isinstance(message, m.Job):
+            unit.tells.append(lambda: self._tell_submitted(request, accepted))
+        else:
+            self._tell(unit, request, accepted)
+        return True
+
+    def _tell(self, unit: Unit, request: Request, message: m.Message) -> None:
+        sender, manner, _ = request
+        unit.tells.append(lambda: self.manager.reply(sender, manner, message))
+
+    def _tell_submitted(self, request: Request, accepted: m.Accepted) -> None:
+        """The warning is made when the answer goes out, from the pool as it is then."""
+        sender, manner, _ = request
+        job = accepted.job
+        if job is not None and self.manager.scheduler.has_job(job):
+            warning = self.manager.scheduler.warning(job, self.manager.clock.now())
+            accepted = msgspec.structs.replace(accepted, warning=warning)
+        self.manager.reply(sender, manner, accepted)
+
+    def _submit(
+        self, sender: str, manner: Manner, message: m.Job, unit: Unit, events: list[ev.Event]
+    ) -> m.Accepted:
+        manager = self.manager
+        user = _bare(sender)
+        known = manager.submissions.get((user, message.id)) if message.id else None
+        if known is not None:
+            return m.Accepted(re=message.id, job=known, size=manager.jobs[known].size)
+        books.check(message)
+        message = books.normal(message)
+        params = message.args if message.args is not None or message.queue is None else None
+        params = (params or []) if message.queue is None else None
+        size = message.queue if message.queue is not None else len(params or ())
+        record = JobRecord(
+            job=manager.new_job(),
+            user=user,
+            submission=message.id,
+            message=codec.encode(msgspec.structs.replace(message, args=None)),
+            size=size,
+            open=message.open,
+            submitted=manager.clock.wall(),
+        )
+        entry = books.entry_of(record)
+        if manner is Manner.WORDS:
+            entry.notify = sender
+        manager.enter(entry)
+        unit.writes.append(AddJob(record, params))
+        events.append(ev.JobSubmitted(record.job, books.terms(message, user), size, message.open))
+        return m.Accepted(re=message.id, job=record.job, size=size)
+
+    def _extend(self, sender: str, message: m.Extend, unit: Unit, events: list[ev.Event]) -> m.Accepted:
+        entry = self._owned(sender, message.job)
+        params = message.args
+        if message.offset > entry.size:
+            raise UsageError(
+                f"job {message.job} has {entry.size} tasks, but the addition begins at {message.offset}",
+                hint=f"send the tasks from {entry.size} on first",
+                code="gap",
+            )
+        params = params[entry.size - message.offset :]
+        if not entry.open:
+            if params:
+                raise UsageError(f"job {message.job} is closed: no tasks can be added", code="closed")
+            return m.Accepted(re=message.id, job=message.job, size=entry.size)
+        if entry.size + len(params) > m.TASKS_PER_JOB_MAX:
+            raise UsageError(f"a job holds at most {m.TASKS_PER_JOB_MAX} tasks", code="too_large")
+        if params or message.last:
+            unit.writes.append(AddTasks(message.job, entry.size, params, message.last))
+            events.append(ev.JobExtended(message.job, len(params), message.last))
+            entry.size += len(params)
+            entry.open = not message.last
+        return m.Accepted(re=message.id, job=message.job, size=entry.size)
+
+    def _cancel(self, sender: str, message: m.Cancel, unit: Unit, events: list[ev.Event]) -> m.Accepted:
+        entry = self._owned(sender, message.job)
+        scheduler = self.manager.scheduler
+        if entry.ended or entry.record.finished:
+            state = entry.record.state.value
+            return m.Accepted(
+                re=message.id, job=message.job, size=entry.size, warning=f"it had ended before: {state}"
+            )
+        if message.tasks.strip():
+            tasks = parse_ranges(message.tasks, entry.size)
+            alive = (
+                [t for t in tasks if _alive(scheduler.task_state(message.job, t))]
+                if scheduler.has_job(message.job) and scheduler.size(message.job) == entry.size
+                else tasks
+            )
+            events.append(ev.JobCancelled(message.job, tasks))
+            return m.Accepted(re=message.id, job=message.job, size=entry.size, changed=len(alive))
+        changed = entry.size
+        if scheduler.has_job(message.job):
+            counts = scheduler.counts(message.job)
+            changed = counts.queued + counts.running
+        unit.writes.append(CloseJob(message.job, cancelled=True))
+        events.append(ev.JobCancelled(message.job))
+        entry.open = False
+        return m.Accepted(re=message.id, job=message.job, size=entry.size, changed=changed)
+
+    def _drain(self, sender: str, message: m.Drain, events: list[ev.Event]) -> m.Accepted:
+        manager = self.manager
+        names = [w for w in manager.workers if w == message.worker or _bare(w) == message.worker]
+        if not names:
+            near = difflib.get_close_matches(message.worker, manager.workers, n=1, cutoff=0.4)
+            raise UsageError(
+                f"there is no worker {message.worker!r} in the pool",
+                hint=f"did you mean {near[0]}?" if near else "`pool` lists them",
+                code="unknown_worker",
+            )
+        for worker in names:
+            events.append(manager.drained(worker, not message.undo))
+        return m.Accepted(re=message.id, changed=len(names))
+
+    # --- questions ------------------------------------------------------------------------------------
+
+    def answer(self, request: Request, unit: Unit) -> None:
+        """Answer what only asks, as of this unit."""
+        sender, _, message = request
+        try:
+            match message:
+                case m.Status():
+                    self._tell(unit, request, self._status(sender, message))
+                case m.Results():
+                    self._results(request, message, unit)
+                case m.ListTasks():
+                    self._list_tasks(request, message, unit)
+                case m.Output():
+                    self._output(request, message, unit)
+                case m.Watch():
+                    self._watch(request, message, unit)
+                case m.Pool():
+                    self._tell(unit, request, self._pool(message))
+                case m.Explain():
+                    self._explain(request, message, unit)
+                case m.Help():
+                    self._tell(unit, request, m.Text(re=message.id, text=HELP))
+                case _:
+                    raise UsageError(f"cannot answer {type(message).__name__}")
+        except KestrelError as problem:
+            self._tell(unit, request, _error(message.id, problem))
+
+    def _status(self, sender: str, message: m.Status) -> m.JobStatus:
+        manager = self.manager
+        if message.job is not None:
+            self._known(message.job)
+            numbers = [message.job]
+        else:
+            user = _bare(sender)
+            numbers = [j for j, e in manager.jobs.items() if message.all or e.record.user == user]
+        workers, slots, busy = manager.scheduler.totals()
+        jobs: list[m.JobInfo] = []
+        room = manager.settings.stanza_bytes_max // 2
+        for job in reversed(numbers):
+            info = manager.job_info(job)
+            room -= 250 + len(info.command) + len(info.name)
+            if room < 0:
+                break
+            jobs.append(info)
+        jobs.reverse()
+        return m.JobStatus(re=message.id, jobs=jobs, workers=workers, slots=slots, busy=busy)
+
+    def _pool(self, message: m.Pool) -> m.PoolStatus:
+        manager = self.manager
+        views = manager.scheduler.workers()
+        infos = []
+        for worker, view in views.items():
+            if len(infos) == message.limit:
+                break
+            infos.append(self._worker_info(worker, view))
+        now, wall = manager.clock.now(), manager.clock.wall()
+        lost = [
+            m.LostWorker(worker=w.worker, lost=wall - (now - w.at), reason=w.reason, requeued=w.requeued)
+            for w in manager.scheduler.lost_workers()
+        ]
+        return m.PoolStatus(
+            re=message.id,
+            pool=manager.settings.pool,
+            epoch=manager.epoch,
+            workers=infos,
+            count=len(views),
+            lost=lost[-20:],
+        )
+
+    def _explain(self, request: Request, message: m.Explain, unit: Unit) -> None:
+        manager = self.manager
+        entry = self._known(message.job)
+        if message.task is not None and message.task >= entry.size:
+            raise UsageError(f"job {message.job} has no task {message.task}: it has {entry.size}")
+        if entry.ended or not manager.scheduler.has_job(message.job):
+            if message.task is None:
+                lines = [f"The job has ended: {entry.record.state.value}."]
+                self._tell(unit, request, m.Explanation(re=message.id, job=message.job, lines=lines))
+                return
+            unit.read(
+                ReadTaskResults(message.job, [message.task]),
+                lambda found: self._tell_ended_task(request, message, found),
+            )
+            return
+        now = manager.clock.now()
+        lines = manager.scheduler.explain(message.job, message.task, now)
+        story = [] if message.task is None else manager.scheduler.story(message.job, message.task, now)
+        self._tell(
+            unit,
+            request,
+            m.Explanation(re=message.id, job=message.job, task=message.task, lines=lines, story=story),
+        )
+
+    def _tell_ended_task(
+        self, request: Request, message: m.Explain, found: list[tuple[int, m.TaskResult]]
+    ) -> None:
+        sender, manner, _ = request
+        lines = []
+        for _seq, r in found:
+            how = r.reason or (f"signal {r.signal}" if r.signal else f"exit code {r.exit_code}")
+            where = f" on {r.worker}" if r.worker else ""
+            lines.append(
+                f"Task {message.job}_{r.task} ended: {r.state} ({how}){where} after {r.wall_s:.3g} s."
+            )
+        self.manager.reply(
+            sender, manner, m.Explanation(re=message.id, job=message.job, task=message.task, lines=lines)
+        )
+
+    def _watch(self, request: Request, message: m.Watch, unit: Unit) -> None:
+        sender, manner, _ = request
+        entry = self._known(message.job)
+        if message.stop:
+            entry.watchers.pop(sender, None)
+        elif len(entry.watchers) >= self.manager.settings.watchers_per_job_max:
+            raise UsageError(f"job {message.job} has too many watchers already", code="busy")
+        elif not entry.ended:
+            entry.watchers[sender] = manner
+            self.manager.watch(message.job)
+        unit.tells.append(
+            lambda: self.manager.reply(
+                sender, manner, m.JobStatus(re=message.id, jobs=[self.manager.job_info(message.job)])
+            )
+        )
+
+    # --- results --------------------------------------------------------------------------------------
+
+    def _results(self, request: Request, message: m.Results, unit: Unit) -> None:
+        sender, manner, _ = request
+        entry = self._known(message.job)
+        if message.tasks.strip():
+            tasks = parse_ranges(message.tasks, entry.size)[message.after :][: message.limit]
+            unit.read(
+                ReadTaskResults(message.job, tasks),
+                lambda found: self._tell_results(request, message, found, only=True),
+            )
+            return
+        last = self._last(message.job, entry)
+        if message.wait and last <= message.after and not entry.record.finished:
+            settings = self.manager.settings
+            if len(self._waiting) < settings.waiters_max:
+                until = self.manager.clock.now() + settings.wait_s_max
+                entry.waiters.append(Waiter(sender, manner, message, until))
+                self._waiting[message.job] = None
+                return
+        unit.read(
+            ReadResults(message.job, message.after, message.limit),
+            lambda found: self._tell_results(request, message, found),
+        )
+
+    def _tell_results(
+        self,
+        request: Request,
+        message: m.Results,
+        found: list[tuple[int, m.TaskResult]],
+        *,
+        only: bool = False,
+    ) -> None:
+        """One page, cut to what fits into a stanza."""
+        sender, manner, _ = request
+        entry = self.manager.jobs[message.job]
+        if manner is Manner.WORDS:
+            found = found[: message.limit]
+        else:
+            found = _fitting(found, self.manager.settings.stanza_bytes_max)
+        last = found[-1][0] if found and not only else message.after
+        done = only or (bool(entry.record.finished) and last >= self._last(message.job, entry))
+        page = m.ResultPage(
+            re=message.id, job=message.job, results=[r for _, r in found], last=last, done=done
+        )
+        self.manager.reply(sender, manner, page)
+
+    def _last(self, job: JobId, entry: JobEntry) -> int:
+        scheduler = self.manager.scheduler
+        return scheduler.last_seq(job) if scheduler.has_job(job) else entry.record.last
+
+    def wake(self, job: JobId, entry: JobEntry, inbox: list[ev.Event | Request]) -> None:
+        """Results came in: whoever waits for more than there was asks again."""
+        last = self._last(job, entry)
+        still: list[Waiter] = []
+        for waiter in entry.waiters:
+            if last > waiter.request.after or entry.record.finished:
+                inbox.append((waiter.sender, waiter.manner, waiter.request))
+            else:
+                still.append(waiter)
+        entry.waiters = still
+        if not still:
+            self._waiting.pop(job, None)
+
+    def _list_tasks(self, request: Request, message: m.ListTasks, unit: Unit) -> None:
+        self._known(message.job)
+        wanted = {s.upper() for s in message.states}
+        unknown = wanted - set(STATE_WORDS.values())
+        if unknown:
+            raise UsageError(
+                f"there is no task state {sorted(unknown)[0]!r}",
+                hint="states: " + ", ".join(STATE_WORDS.values()),
+            )
+        scheduler = self.manager.scheduler
+        if not scheduler.has_job(message.job):
+            self._list_ended(request, message, wanted, unit)
+            return
+        rows: list[m.TaskInfo] = []
+        more = False
+        index: TaskIndex
+        for index in range(max(0, message.after + 1), scheduler.size(message.job)):
+            state = STATE_WORDS[scheduler.task_state(message.job, index)]
+            if wanted and state not in wanted:
+                continue
+            if len(rows) == message.limit:
+                more = True
+                break
+            where = scheduler.task_worker(message.job, index)
+            worker, attempt = where if where is not None else ("", 0)
+            rows.append(m.TaskInfo(task=index, state=state, worker=worker, attempt=attempt))
+        self._tell(unit, request, m.TaskList(re=message.id, job=message.job, tasks=rows, more=more))
+
+    def _list_ended(self, request: Request, message: m.ListTasks, wanted: set[str], unit: Unit) -> None:
+        sender, manner, _ = request
+
+        def tell(found: list[tuple[int, m.TaskResult]]) -> None:
+            rows = [
+                m.TaskInfo(task=r.task, state=r.state, worker=r.worker, attempt=r.attempt)
+                for _, r in found[: message.limit]
+            ]
+            more = len(found) > message.limit
+            self.manager.reply(
+                sender, manner, m.TaskList(re=message.id, job=message.job, tasks=rows, more=more)
+            )
+
+        unit.read(
+            ReadTaskRange(message.job, max(0, message.after + 1), frozenset(wanted), message.limit + 1), tell
+        )
+
+    # --- output ---------------------------------------------------------------------------------------
+
+    def _output(self, request: Request, message: m.Output, unit: Unit) -> None:
+        entry = self._known(message.job)
+        if message.task >= entry.size:
+            raise UsageError(f"job {message.job} has no task {message.task}: it has {entry.size}")
+        where = None
+        scheduler = self.manager.scheduler
+        if scheduler.has_job(message.job):
+            where = scheduler.task_worker(message.job, message.task)
+        if where is not None:
+            worker, attempt = where
+            unit.tells.append(lambda: self._relay(request, message, worker, attempt))
+            return
+        unit.read(
+            ReadTaskResults(message.job, [message.task]),
+            lambda found: self._output_of_ended(request, message, found),
+        )
+
+    def _output_of_ended(
+        self, request: Request, message: m.Output, found: list[tuple[int, m.TaskResult]]
+    ) -> None:
+        sender, manner, _ = request
+        reply = self.manager.reply
+        if not found:
+            text = f"task {message.job}_{message.task} has not started yet, so it has no output"
+            reply(sender, manner, m.Error(re=message.id, code="no_output", text=text))
+            return
+        result = found[0][1]
+        stdout = message.stream == "stdout"
+        text, size = (result.out, result.out_bytes) if stdout else (result.err, result.err_bytes)
+        data = text.encode()
+        if len(data) == size and "\ufffd" not in text:
+            piece = data[message.offset : message.offset + message.limit]
+            part = m.OutputPart(
+                re=message.id,
+                job=message.job,
+                task=message.task,
+                attempt=result.attempt,
+                stream=message.stream,
+                offset=message.offset,
+                data=base64.b64encode(piece).decode(),
+                size=size,
+                final=True,
+            )
+            reply(sender, manner, part)
+        else:
+            self._relay(request, message, result.worker, result.attempt)
+
+    def _relay(self, request: Request, message: m.Output, worker: str, attempt: int) -> None:
+        """Ask the worker that has the files."""
+        sender, manner, _ = request
+        manager = self.manager
+        problem = ""
+        if worker not in manager.workers:
+            problem = f"the output stayed on worker {worker}, which is not there now"
+        elif len(self._relays) >= manager.settings.relays_max:
+            problem = "too many output requests wait for workers"
+        if problem:
+            error = m.Error(
+                re=message.id,
+                code="output_unreachable",
+                text=problem,
+                hint=f"its last part is stored: see the results of {message.job}_{message.task}",
+            )
+            manager.reply(sender, manner, error)
+            return
+        self._relay_count += 1
+        key = str(self._relay_count)
+        until = manager.clock.now() + manager.settings.relay_s_max
+        self._relays[key] = Relay(sender, manner, message, worker, until)
+        ask = m.ReadOutput(
+            id=key,
+            job=message.job,
+            task=message.task,
+            attempt=attempt,
+            stream=message.stream,
+            offset=message.offset,
+            limit=message.limit,
+        )
+        manager.transport.send(worker, codec.encode(ask))
+
+    def relay_answer(self, worker: str, part: m.OutputPart) -> None:
+        """A worker sent output: hand it on to who asked."""
+        relay = self._relays.get(part.re)
+        if relay is None or relay.worker != worker:
+            return
+        del self._relays[part.re]
+        self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(part, re=relay.request.id))
+
+    def relay_error(self, worker: str, error: m.Error) -> None:
+        """A worker could not answer."""
+        relay = self._relays.get(error.re)
+        if relay is None or relay.worker != worker:
+            return
+        del self._relays[error.re]
+        self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(error, re=relay.request.id))
+
+    # --- time, loss -----------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """Answer what waited too long: an empty page, or that the worker did not answer."""
+        manager = self.manager
+        now = manager.clock.now()
+        for job in list(self._waiting):
+            entry = manager.jobs[job]
+            late = [w for w in entry.waiters if w.until <= now]
+            if late:
+                entry.waiters = [w for w in entry.waiters if w.until > now]
+                if not entry.waiters:
+                    self._waiting.pop(job, None)
+            for waiter in late:
+                asked = waiter.request
+                page = m.ResultPage(re=asked.id, job=job, last=asked.after)
+                manager.reply(waiter.sender, waiter.manner, page)
+        for key, relay in list(self._relays.items()):
+            if relay.until <= now:
+                del self._relays[key]
+                text = f"worker {relay.worker} did not answer"
+                manager.reply(
+                    relay.sender,
+                    relay.manner,
+                    m.Error(re=relay.request.id, code="output_unreachable", text=text, hint="try again"),
+                )
+
+    def forget_sender(self, sender: str) -> None:
+        """The user left: nobody waits there any more."""
+        for job in list(self._waiting):
+            entry = self.manager.jobs[job]
+            entry.waiters = [w for w in entry.waiters if w.sender != sender]
+            if not entry.waiters:
+                self._waiting.pop(job, None)
+        for entry in self.manager.watched():
+            entry.watchers.pop(sender, None)
+
+    def refuse_while_store_fails(self, inbox: list[ev.Event | Request]) -> None:
+        """Tell users at once that nothing new can be stored; what workers report is kept."""
+        problem = self.manager.store_problem
+        if problem is None:
+            return
+        kept: list[ev.Event | Request] = []
+        for item in inbox:
+            if isinstance(item, tuple):
+                sender, manner, message = item
+                self.manager.reply(sender, manner, _error(message.id, problem))
+            else:
+                kept.append(item)
+        inbox[:] = kept
+
+    # --- checks ---------------------------------------------------------------------------------------
+
+    def _known(self, job: JobId) -> JobEntry:
+        entry = self.manager.jobs.get(job)
+        if entry is None:
+            raise UsageError(f"there is no job {job}", hint="`status` lists your jobs", code="unknown_job")
+        return entry
+
+    def _owned(self, sender: str, job: JobId) -> JobEntry:
+        entry = self._known(job)
+        user = _bare(sender)
+        if entry.record.user != user and user not in self.manager.settings.admins:
+            raise UsageError(
+                f"job {job} belongs to {entry.record.user}",
+                hint="only its owner or an administrator may change it",
+                code="not_owner",
+            )
+        return entry
+
+
+def _error(re: str, problem: KestrelError) -> m.Error:
+    return m.Error(re=re, code=problem.code, text=problem.text, hint=problem.hint)
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
+
+
+def _alive(state: TaskState) -> bool:
+    return not state.terminal
+
+
+def _fitting(found: list[tuple[int, m.TaskResult]], bytes_max: int) -> list[tuple[int, m.TaskResult]]:
+    """The longest beginning (at least one) whose JSON surely fits; JSON may escape a character to six."""
+    room = bytes_max - 1000
+    for i, (_, r) in enumerate(found):
+        size = 400 + len(r.reason) + len(r.worker)
+        for text in (r.out, r.err, *r.params):
+            plain = len(text.encode())
+            size += plain if room > 6 * plain and plain < 256 else len(msgspec.json.encode(text))
+        room -= size
+        if room < 0 and i:
+            return found[:i]
+    return found

@@ -1,0 +1,36 @@
+"""Every number and name that steers a manager's shell. The scheduler has its own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kestrel.core.model import SchedulerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """Bounds of one manager. Sizes are bytes of JSON text unless they say otherwise."""
+
+    pool: str = "kestrel"
+    """Name of the pool, shown to people."""
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    tick_s: float = 0.5
+    """How often leases are looked at."""
+    report_delay_s: float = 0.005
+    tail_bytes: int = 4096
+    stanza_bytes_max: int = 200_000
+    announce_s: float = 0.25
+    """Least time between two `event` messages about one job to one watcher."""
+    wait_s_max: float = 20.0
+    """Longest time that a `results` request with `wait` stays unanswered."""
+    store_retry_s: float = 1.0
+    watchers_per_job_max: int = 100
+    waiters_max: int = 10_000
+    relays_max: int = 1_000
+    """Output requests that wait for a worker's answer."""
+    relay_s_max: float = 20.0
+    inbox_max: int = 100_000
+    """Messages waiting for the store; beyond it users are turned away."""
+    jobs_open_per_user_max: int = 10_000
+    admins: frozenset[str] = frozenset()
+    """Bare JIDs that may touch everybody's jobs."""
