@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Join the tiles that tile.py wrote into one picture.
 
-    python assemble.py DIR fractal.png --width 3000 --height 2000 --tiles 30x20
+python assemble.py DIR fractal.png --width 3000 --height 2000 --tiles 30x20
 """
 
 from __future__ import annotations

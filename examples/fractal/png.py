@@ -31,9 +31,7 @@ def encode(width: int, height: int, rows: Iterable[bytes]) -> bytes:
         raise ValueError(f"{count} rows, not {height}")
     packed.append(packer.flush())
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"".join(packed)) + _chunk(b"IEND", b"")
-    )
+    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"".join(packed)) + _chunk(b"IEND", b"")
 
 
 def decode(data: bytes) -> tuple[int, int, list[bytes]]:

@@ -184,8 +184,10 @@ class Timeline:
         self.start = min(times, default=0.0)
         self.end = max([a.ended for a in attempts] + [m.at for m in marks], default=1.0)
         self.end = max(self.end, self.start + 0.001)
-        first_seen = {}
-        for at, worker in sorted([(a.started, a.worker) for a in attempts] + [(m.at, m.worker) for m in marks]):
+        first_seen: dict[str, float] = {}
+        for at, worker in sorted(
+            [(a.started, a.worker) for a in attempts] + [(m.at, m.worker) for m in marks]
+        ):
             first_seen.setdefault(worker, at)
         self.workers = list(first_seen)
         self.lanes = {w: lanes_of([a for a in attempts if a.worker == w]) for w in self.workers}
@@ -331,12 +333,16 @@ class Timeline:
             x += 44 + font.text_width(words, 2) + 48
 
 
-def draw(attempts: list[Attempt], marks: list[Mark], title: str = "Which worker ran which task when") -> Canvas:
+def draw(
+    attempts: list[Attempt], marks: list[Mark], title: str = "Which worker ran which task when"
+) -> Canvas:
     """The time line of `attempts` and `marks`, both sorted by time as `read_records` gives them."""
     return Timeline(attempts, marks, title).draw()
 
 
-def write_timeline(lines: Iterable[str], target: Path, title: str = "Which worker ran which task when") -> None:
+def write_timeline(
+    lines: Iterable[str], target: Path, title: str = "Which worker ran which task when"
+) -> None:
     """Draw the records (JSON lines) into the PNG file `target`; `ValueError` names a bad line."""
     canvas = draw(*read_records(lines), title)
     png.write(target, canvas.width, canvas.height, map(bytes, canvas.rows))
