@@ -17,9 +17,9 @@ MESSAGE_BYTES_MAX = 1_000_000
 """Largest JSON text that is looked at at all."""
 
 _encoder = msgspec.json.Encoder()
-_to_manager = msgspec.json.Decoder(m.ToManager)
-_to_worker = msgspec.json.Decoder(m.ManagerToWorker)
-_to_user = msgspec.json.Decoder(m.ManagerToUser)
+_to_manager: msgspec.json.Decoder[m.ToManager] = msgspec.json.Decoder(m.ToManager)
+_to_worker: msgspec.json.Decoder[m.ManagerToWorker] = msgspec.json.Decoder(m.ManagerToWorker)
+_to_user: msgspec.json.Decoder[m.ManagerToUser] = msgspec.json.Decoder(m.ManagerToUser)
 _head = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_str = msgspec.json.Decoder(str)
 

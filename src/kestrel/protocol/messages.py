@@ -19,7 +19,10 @@ PositiveInt = Annotated[int, Meta(ge=1, le=2**53)]
 Natural = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(ge=0)]
 ShortText = Annotated[str, Meta(max_length=1024)]
-Command = Annotated[str, Meta(min_length=1, max_length=65536)] | Annotated[list[str], Meta(min_length=1, max_length=4096)]
+Command = (
+    Annotated[str, Meta(min_length=1, max_length=65536)]
+    | Annotated[list[str], Meta(min_length=1, max_length=4096)]
+)
 Parameters = list[str]
 """The words that stand for one task: what `{}`, `{1}`, `{2}` … are replaced by."""
 
@@ -42,7 +45,7 @@ class HeldAttempt(Struct, frozen=True, gc=False):
     attempt: Natural
 
 
-class Profile(Message, tag="profile", kw_only=True):
+class Profile(Message, tag="profile", kw_only=True, frozen=True):
     """Join the pool, or tell that something about this worker changed.
 
     Only `type` is required: what is missing is taken as unknown. `slots` is how many tasks run at
@@ -102,21 +105,21 @@ class AttemptReport(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     """Why, in words, when the state needs words (`command not found: foo`)."""
 
 
-class Report(Message, tag="report", kw_only=True):
+class Report(Message, tag="report", kw_only=True, frozen=True):
     """A numbered batch of finished attempts. The worker keeps them until `ack` names this number."""
 
     n: PositiveInt
     attempts: list[AttemptReport]
 
 
-class Revoked(Message, tag="revoked", kw_only=True):
+class Revoked(Message, tag="revoked", kw_only=True, frozen=True):
     """Answer to `revoke`: these attempts were not started and never will be."""
 
     job: Natural
     attempts: list[Natural]
 
 
-class OutputPart(Message, tag="output_part", kw_only=True):
+class OutputPart(Message, tag="output_part", kw_only=True, frozen=True):
     """A piece of a task's standard output or error; worker → manager → user."""
 
     re: ShortText
@@ -137,7 +140,7 @@ class OutputPart(Message, tag="output_part", kw_only=True):
 # manager → worker
 
 
-class Welcome(Message, tag="welcome", kw_only=True):
+class Welcome(Message, tag="welcome", kw_only=True, frozen=True):
     """The manager took the worker in. Settings that the worker must follow."""
 
     epoch: Natural
@@ -175,7 +178,7 @@ class TaskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""
 
 
-class Tasks(Message, tag="tasks", kw_only=True):
+class Tasks(Message, tag="tasks", kw_only=True, frozen=True):
     """Run these tasks of one job, in this order.
 
     Attempt numbers are consecutive: task `tasks[i]` is attempt `attempt + i`.
@@ -190,26 +193,26 @@ class Tasks(Message, tag="tasks", kw_only=True):
     """The job's specification; absent if this worker was told before (in this epoch)."""
 
 
-class Ack(Message, tag="ack", kw_only=True):
+class Ack(Message, tag="ack", kw_only=True, frozen=True):
     """All reports up to number `n` are stored: the worker may forget them."""
 
     n: Natural
 
 
-class Stop(Message, tag="stop", kw_only=True):
+class Stop(Message, tag="stop", kw_only=True, frozen=True):
     """Stop these attempts: kill what runs, drop what waits. Each is still reported."""
 
     attempts: list[Natural]
 
 
-class Revoke(Message, tag="revoke", kw_only=True):
+class Revoke(Message, tag="revoke", kw_only=True, frozen=True):
     """Give back up to `count` tasks of a job that have not been started."""
 
     job: Natural
     count: PositiveInt
 
 
-class ReadOutput(Message, tag="read_output", kw_only=True):
+class ReadOutput(Message, tag="read_output", kw_only=True, frozen=True):
     """Send a piece of an attempt's output (answer: `output_part`)."""
 
     id: ShortText
@@ -225,7 +228,7 @@ class ReadOutput(Message, tag="read_output", kw_only=True):
 # user → manager
 
 
-class Job(Message, tag="job", kw_only=True):
+class Job(Message, tag="job", kw_only=True, frozen=True):
     """Submit a bag of tasks that share a command.
 
     The number of tasks is `queue`, or the number of `args`. With `queue` the task's index is
@@ -259,7 +262,7 @@ class Job(Message, tag="job", kw_only=True):
     """`never`: a task whose worker is lost fails as NODE_FAIL instead of being run again."""
 
 
-class Extend(Message, tag="extend", kw_only=True):
+class Extend(Message, tag="extend", kw_only=True, frozen=True):
     """Add tasks to an open job. `offset` is the index of the first, so that a repeat changes nothing."""
 
     job: Natural
@@ -270,7 +273,7 @@ class Extend(Message, tag="extend", kw_only=True):
     id: ShortText = ""
 
 
-class Cancel(Message, tag="cancel", kw_only=True):
+class Cancel(Message, tag="cancel", kw_only=True, frozen=True):
     """Cancel a job, or the tasks of it that `tasks` names (`"3"`, `"1-7:2,9"`; empty: all)."""
 
     job: Natural
@@ -278,7 +281,7 @@ class Cancel(Message, tag="cancel", kw_only=True):
     id: ShortText = ""
 
 
-class Status(Message, tag="status", kw_only=True):
+class Status(Message, tag="status", kw_only=True, frozen=True):
     """Ask for the state of one job, or of all jobs of this user, or (`all`) of everybody."""
 
     job: Natural | None = None
@@ -286,7 +289,7 @@ class Status(Message, tag="status", kw_only=True):
     id: ShortText = ""
 
 
-class ListTasks(Message, tag="list_tasks", kw_only=True):
+class ListTasks(Message, tag="list_tasks", kw_only=True, frozen=True):
     """Ask for the tasks of a job that are in one of these states (all if empty), from index `after` on."""
 
     job: Natural
@@ -297,7 +300,7 @@ class ListTasks(Message, tag="list_tasks", kw_only=True):
     id: ShortText = ""
 
 
-class Results(Message, tag="results", kw_only=True):
+class Results(Message, tag="results", kw_only=True, frozen=True):
     """Ask for finished tasks of a job in the order in which they were stored.
 
     `after` is the `last` of the page before. With `wait` the manager answers as soon as there is
@@ -313,7 +316,7 @@ class Results(Message, tag="results", kw_only=True):
     id: ShortText = ""
 
 
-class Output(Message, tag="output", kw_only=True):
+class Output(Message, tag="output", kw_only=True, frozen=True):
     """Ask for a piece of a task's output (answer: `output_part`)."""
 
     job: Natural
@@ -324,7 +327,7 @@ class Output(Message, tag="output", kw_only=True):
     id: ShortText = ""
 
 
-class Watch(Message, tag="watch", kw_only=True):
+class Watch(Message, tag="watch", kw_only=True, frozen=True):
     """Be told (`event`) when a job changes, at most a few times a second; `stop` ends it."""
 
     job: Natural
@@ -332,14 +335,14 @@ class Watch(Message, tag="watch", kw_only=True):
     id: ShortText = ""
 
 
-class Pool(Message, tag="pool", kw_only=True):
+class Pool(Message, tag="pool", kw_only=True, frozen=True):
     """Ask which workers the manager sees."""
 
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     id: ShortText = ""
 
 
-class Explain(Message, tag="explain", kw_only=True):
+class Explain(Message, tag="explain", kw_only=True, frozen=True):
     """Ask why a job or one task of it is not running, or what became of it."""
 
     job: Natural
@@ -347,7 +350,7 @@ class Explain(Message, tag="explain", kw_only=True):
     id: ShortText = ""
 
 
-class Drain(Message, tag="drain", kw_only=True):
+class Drain(Message, tag="drain", kw_only=True, frozen=True):
     """Give a worker no more tasks (`drain`), or give it tasks again (`undo`)."""
 
     worker: ShortText
@@ -355,7 +358,7 @@ class Drain(Message, tag="drain", kw_only=True):
     id: ShortText = ""
 
 
-class Help(Message, tag="help", kw_only=True):
+class Help(Message, tag="help", kw_only=True, frozen=True):
     """Ask what can be said."""
 
     id: ShortText = ""
@@ -365,7 +368,7 @@ class Help(Message, tag="help", kw_only=True):
 # manager → user
 
 
-class Accepted(Message, tag="accepted", kw_only=True):
+class Accepted(Message, tag="accepted", kw_only=True, frozen=True):
     """The request was carried out and is stored. `job` is the job's number."""
 
     re: ShortText = ""
@@ -413,7 +416,7 @@ class JobInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Attempts that were lost with their worker and tried again."""
 
 
-class JobStatus(Message, tag="job_status", kw_only=True):
+class JobStatus(Message, tag="job_status", kw_only=True, frozen=True):
     """Answer to `status`."""
 
     re: ShortText = ""
@@ -424,7 +427,7 @@ class JobStatus(Message, tag="job_status", kw_only=True):
     """Slots in use by the manager's count."""
 
 
-class Event(Message, tag="event", kw_only=True):
+class Event(Message, tag="event", kw_only=True, frozen=True):
     """Something changed that the receiver watches."""
 
     job: JobInfo
@@ -451,7 +454,7 @@ class TaskResult(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
     params: Parameters = field(default_factory=list)
 
 
-class ResultPage(Message, tag="result_page", kw_only=True):
+class ResultPage(Message, tag="result_page", kw_only=True, frozen=True):
     """Answer to `results`. Ask again with `after` = `last`; `done` means that nothing will follow."""
 
     re: ShortText = ""
@@ -470,7 +473,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     attempt: Natural = 0
 
 
-class TaskList(Message, tag="task_list", kw_only=True):
+class TaskList(Message, tag="task_list", kw_only=True, frozen=True):
     """Answer to `list_tasks`; `more` if the limit cut it."""
 
     re: ShortText = ""
@@ -509,7 +512,7 @@ class LostWorker(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
     requeued: int = 0
 
 
-class PoolStatus(Message, tag="pool_status", kw_only=True):
+class PoolStatus(Message, tag="pool_status", kw_only=True, frozen=True):
     """Answer to `pool`: who is there, and who left lately."""
 
     re: ShortText = ""
@@ -521,7 +524,7 @@ class PoolStatus(Message, tag="pool_status", kw_only=True):
     lost: list[LostWorker] = field(default_factory=list)
 
 
-class Explanation(Message, tag="explanation", kw_only=True):
+class Explanation(Message, tag="explanation", kw_only=True, frozen=True):
     """Answer to `explain`: sentences, the most important first."""
 
     re: ShortText = ""
@@ -532,14 +535,14 @@ class Explanation(Message, tag="explanation", kw_only=True):
     """What is known of the task, oldest first."""
 
 
-class Text(Message, tag="text", kw_only=True):
+class Text(Message, tag="text", kw_only=True, frozen=True):
     """Words for a person: the answer to `help`."""
 
     re: ShortText = ""
     text: str
 
 
-class Error(Message, tag="error", kw_only=True):
+class Error(Message, tag="error", kw_only=True, frozen=True):
     """The request was not carried out. `code` is a constant, `text` says what, `hint` the cure."""
 
     re: ShortText = ""
@@ -554,6 +557,15 @@ UserToManager = (
     Job | Extend | Cancel | Status | ListTasks | Results | Output | Watch | Pool | Explain | Drain | Help
 )
 ManagerToUser = (
-    Accepted | JobStatus | Event | ResultPage | TaskList | OutputPart | PoolStatus | Explanation | Text | Error
+    Accepted
+    | JobStatus
+    | Event
+    | ResultPage
+    | TaskList
+    | OutputPart
+    | PoolStatus
+    | Explanation
+    | Text
+    | Error
 )
 ToManager = WorkerToManager | UserToManager | Error
