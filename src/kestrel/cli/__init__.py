@@ -1,0 +1,1 @@
+"""The `kestrel` command: thin. Reads options, calls the rooms below, prints through `output`."""
