@@ -12,25 +12,15 @@ gives them, and are taken apart only when somebody asks.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NoReturn, TypeAlias
-from xml.etree.ElementTree import Element, XMLParser
+from typing import Any, NoReturn
 from xml.parsers import expat
 
 from kestrel.errors import PeerError
-from kestrel.xmpp.stanza import (
-    NS_CLIENT,
-    NS_COMPONENT,
-    NS_JSON,
-    NS_STREAM,
-    NS_XML,
-    attributes,
-    escape_attribute,
-    render,
-    split_name,
-)
+from kestrel.xmpp.incoming import OPENING_TAG, Context, Event, Stanza, StreamEnd, StreamHeader, context_of
+from kestrel.xmpp.stanza import NS_CLIENT, NS_STREAM
+
+__all__ = ["Event", "Stanza", "StreamEnd", "StreamError", "StreamHeader", "StreamReader"]
 
 STANZA_BYTES_MAX = 262_144
 DEPTH_MAX = 64
@@ -44,15 +34,6 @@ _SPACE = b" \t\r\n"
 _LT = 0x3C
 _STREAM_PREFIX = f"{NS_STREAM} "
 _STREAM_NAMES = frozenset(_STREAM_PREFIX + name for name in ("stream", "features", "error"))
-_LANG = f"{NS_XML} lang"
-_JSON = f"{NS_JSON} json"
-_OPENING = re.compile(rb"""<[^"'>]*(?:(?:"[^"]*"|'[^']*')[^"'>]*)*>""")
-_REFERENCE = re.compile(r"&(#x[0-9A-Fa-f]+|#[0-9]+|lt|gt|amp|quot|apos);")
-_ENTITIES = {"lt": "<", "gt": ">", "amp": "&", "quot": '"', "apos": "'"}
-_QUOTED_WORK = re.compile("[^\x20-\x21\x23-\x25\x28-\x3b\x3d\x3f-\x7e]")
-_QUOTE, _TO, _TYPE, _ID, _XML_LANG, _NOTHING = "'", " to='", " type='", " id='", " xml:lang='", ""
-_JSON_OPENINGS = (f"<json xmlns='{NS_JSON}'>".encode(), f'<json xmlns="{NS_JSON}">'.encode())
-_JSON_OPENING_SIZE = len(_JSON_OPENINGS[0])
 
 
 class StreamError(PeerError):
@@ -70,249 +51,6 @@ class StreamError(PeerError):
         self.reason = text
         self.events: list[Event] = events or []
 
-
-@dataclass(frozen=True, slots=True)
-class StreamHeader:
-    """The opening tag of the stream. `attrs` holds `to`, `from`, `id`, `version` … as they came."""
-
-    ns: str
-    """The default namespace: `jabber:client` or `jabber:component:accept`."""
-    attrs: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEnd:
-    """The other end has closed the stream; what follows is ignored."""
-
-
-class Stanza:
-    """One first-level element: a stanza, or a nonza such as `<r/>`, `<auth/>`, `<stream:features/>`.
-
-    `raw` is the whole element as it came. `tag` is `namespace local`, `attrs` the attributes of the
-    element itself. `_parts` holds name, start and end in `raw` of each first-level child, flat.
-    """
-
-    __slots__ = ("_context", "_parts", "attrs", "raw", "tag")
-
-    def __init__(
-        self, tag: str, attrs: dict[str, str], raw: bytes, parts: list[Any], context: _Context
-    ) -> None:
-        self.tag = tag
-        self.attrs = attrs
-        self.raw = raw
-        self._parts = parts
-        self._context = context
-
-    @property
-    def name(self) -> str:
-        """Local name: `message`, `presence`, `iq`, `auth` …"""
-        return self.tag.rpartition(" ")[2]
-
-    @property
-    def ns(self) -> str:
-        """Namespace of the element."""
-        return self.tag.rpartition(" ")[0]
-
-    @property
-    def children(self) -> tuple[tuple[str, str, int, int], ...]:
-        """(namespace, name, start, end) of each first-level child; the offsets are into `raw`."""
-        parts = self._parts
-        result = []
-        for at in range(0, len(parts), 3):
-            ns, _, name = parts[at].rpartition(" ")
-            result.append((ns, name, parts[at + 1], parts[at + 2]))
-        return tuple(result)
-
-    def has_child(self, ns: str, name: str) -> bool:
-        """Whether a first-level child of this name is there."""
-        return f"{ns} {name}" in self._parts[::3]
-
-    def child_text(self, ns: str, name: str) -> str | None:
-        """Character data of the first such child, unescaped, or None. Its own children are left out."""
-        parts = self._parts
-        tag = f"{ns} {name}"
-        for at in range(0, len(parts), 3):
-            if parts[at] == tag:
-                return self._text(at)
-        return None
-
-    def body(self) -> str | None:
-        """Text of the `<body/>`, or None."""
-        return self.child_text(self._context.ns, "body")
-
-    def json(self) -> bytes | None:
-        """The JSON text of an XEP-0335 container as UTF-8, or None."""
-        parts = self._parts
-        for at in range(0, len(parts), 3):
-            if parts[at] == _JSON:
-                plain = self._plain(parts[at + 1], parts[at + 2])
-                return plain if plain is not None else self._text(at).encode("utf-8")
-        return None
-
-    def tree(self) -> Element:
-        """The whole element as a tree with `{namespace}name` tags. Slow: for forms and queries."""
-        parser = XMLParser(encoding="utf-8")
-        parser.feed(self._context.header)
-        parser.feed(self.raw)
-        parser.feed(self._context.footer)
-        return parser.close()[0]
-
-    def inner(self) -> bytes:
-        """The bytes from the first child to the end of the last; text between is included."""
-        parts = self._parts
-        return self.raw[parts[1] : parts[-1]] if parts else b""
-
-    def with_addresses(self, from_: str, to: str | None = None, *, ns: str = NS_CLIENT) -> bytes:
-        """The stanza with a new opening tag, for a stream whose default namespace is `ns`.
-
-        `from` is stamped, `to` replaced if given; `type`, `id` and `xml:lang` are kept, all other
-        attributes are dropped, as is text outside of the children (RFC 6120 section 8.1).
-        Children in the content namespace follow into `ns`.
-        """
-        attrs = self.attrs
-        parts = self._parts
-        name, opening, closing = _SHAPES.get(self.tag) or _shape(self.tag)
-        if to is None:
-            to = attrs.get("to", "")
-        kind, number, lang = attrs.get("type", ""), attrs.get("id", ""), attrs.get(_LANG, "")
-        if _QUOTED_WORK.search(f"{from_}{to}{kind}{number}{lang}") is not None:
-            from_, to, kind, number, lang = map(escape_attribute, (from_, to, kind, number, lang))
-        head = (
-            f"<{name} from='{from_}'"
-            f"{_TO + to + _QUOTE if to else _NOTHING}"
-            f"{_TYPE + kind + _QUOTE if kind else _NOTHING}"
-            f"{_ID + number + _QUOTE if number else _NOTHING}"
-            f"{_XML_LANG + lang + _QUOTE if lang else _NOTHING}"
-        )
-        if not parts:
-            return f"{head}/>".encode()
-        if self._copies(opening, ns):
-            inner = self.raw[parts[1] : parts[-1]]
-        else:
-            inner = self._translated(ns)
-        return b"".join((f"{head}>".encode(), inner, closing))
-
-    def _copies(self, opening: bytes, ns: str) -> bool:
-        """Whether the inside means the same in a stream with default namespace `ns`.
-
-        The root must inherit the default namespace (no prefix; then an explicit one is the same) and
-        neither it nor the stream header may declare a prefix that the inside might use.
-        """
-        raw = self.raw
-        context = self._context
-        first = self._parts[1]
-        if context.prefixes or raw.find(b"xmlns:", 0, first) != -1:
-            return False
-        if not raw.startswith(opening) or raw[len(opening)] not in b" \t\r\n>":
-            return False
-        if ns == context.ns:
-            return True
-        return raw.find(context.ns.encode(), first) == -1 and raw.find(b"&#", first) == -1
-
-    def _translated(self, ns: str) -> bytes:
-        source = self._context.ns
-        root = self.tree()
-        for child in root:
-            _move(child, source, ns)
-            child.tail = None
-        return "".join(render(child, within=ns) for child in root).encode("utf-8")
-
-    def _plain(self, start: int, end: int) -> bytes | None:
-        """Character data of the element at these offsets if it can be copied as it is, else None."""
-        raw = self.raw
-        if raw.startswith(_JSON_OPENINGS, start):
-            begin = start + _JSON_OPENING_SIZE
-        else:
-            opening = _OPENING.match(raw, start)
-            assert opening is not None
-            begin = opening.end()
-            if begin == end:
-                return b""
-        text = raw[begin : raw.rfind(b"</", begin, end)]
-        if b"&" in text or b"<" in text or b"\r" in text:
-            return None
-        return text
-
-    def _text(self, at: int) -> str:
-        start, end = self._parts[at + 1], self._parts[at + 2]
-        plain = self._plain(start, end)
-        if plain is not None:
-            return plain.decode("utf-8")
-        opening = _OPENING.match(self.raw, start)
-        assert opening is not None
-        text = self.raw[opening.end() : self.raw.rfind(b"</", start, end)]
-        if b"<" not in text:
-            # Line ends are normalised before references are resolved (XML 1.0 section 2.11).
-            lines = text.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-            return _REFERENCE.sub(_resolve, lines)
-        element = self.tree()[at // 3]
-        return (element.text or "") + "".join(child.tail or "" for child in element)
-
-
-def _shape(tag: str) -> tuple[str, bytes, bytes]:
-    name = tag.rpartition(" ")[2]
-    return name, f"<{name}".encode(), f"</{name}>".encode()
-
-
-_SHAPES = {
-    f"{ns} {name}": _shape(name) for ns in (NS_CLIENT, NS_COMPONENT) for name in ("message", "presence", "iq")
-}
-"""Local name, start of the opening tag and end tag of the three stanzas."""
-
-
-def _resolve(match: re.Match[str]) -> str:
-    name = match[1]
-    if name.startswith("#x"):
-        return chr(int(name[2:], 16))
-    if name.startswith("#"):
-        return chr(int(name[1:]))
-    return _ENTITIES[name]
-
-
-def _move(element: Element, source: str, target: str) -> None:
-    """Rename an element and its inside as far as they are in `source`, into `target`."""
-    ns, name = split_name(element.tag)
-    if ns != source:
-        return
-    element.tag = f"{{{target}}}{name}"
-    for child in element:
-        _move(child, source, target)
-
-
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What the stream header lends to everything in the stream."""
-
-    ns: str
-    header: bytes
-    """An opening tag that declares the same; what a fresh parser is given first."""
-    footer: bytes
-    prefixes: bool
-    """Whether it declares prefixes other than the usual one for the stream's own namespace."""
-
-
-def _context(ns: str, qname: str, declared: dict[str, str]) -> _Context:
-    """`qname` is the root's name as written, `declared` prefix → namespace, without the default."""
-    extra = {key: value for key, value in declared.items() if (key, value) != ("stream", NS_STREAM)}
-    if not extra and qname == "stream:stream":
-        usual = _USUAL.get(ns)
-        if usual is None:
-            usual = _USUAL[ns] = _make_context(ns, qname, declared)
-        return usual
-    return _make_context(ns, qname, declared)
-
-
-def _make_context(ns: str, qname: str, declared: dict[str, str]) -> _Context:
-    extra = any((key, value) != ("stream", NS_STREAM) for key, value in declared.items())
-    namespaces = "".join(f" xmlns:{prefix}='{escape_attribute(uri)}'" for prefix, uri in declared.items())
-    header = f"<{qname}{attributes(xmlns=ns)}{namespaces}>"
-    return _Context(ns, header.encode("utf-8"), f"</{qname}>".encode(), extra)
-
-
-_USUAL: dict[str, _Context] = {}
-"""Contexts of ordinary headers, one for each accepted content namespace, shared by all readers."""
-
-Event: TypeAlias = StreamHeader | Stanza | StreamEnd
 
 _NO_EVENTS: list[Event] = []
 """Stands in between two calls of `feed`, so that a quiet reader keeps no stanza alive."""
@@ -367,7 +105,7 @@ class StreamReader:
         self._parser: Any = None
         self._names: dict[str, str] = {}
         self._seen = 0
-        self._context: _Context | None = None
+        self._context: Context | None = None
         self._declared: dict[str, str] = {}
         self._buffer: bytes | bytearray = b""
         self._base = 0
@@ -472,6 +210,8 @@ class StreamReader:
                 return False
             raise self._failed(self._diagnosed(problem)) from None
         except StreamError as problem:
+            if self._ended:
+                return False
             raise self._failed(problem) from None
         return not self._ended
 
@@ -604,7 +344,7 @@ class StreamReader:
             return False
         if buffer.find(b">", begin, end) == end - 1:
             return True
-        opening = _OPENING.match(buffer, begin, end)
+        opening = OPENING_TAG.match(buffer, begin, end)
         return opening is not None and opening.end() == end
 
     def _check_gap(self, end: int) -> None:
@@ -631,13 +371,13 @@ class StreamReader:
         if ns != NS_STREAM or default not in self._namespaces:
             raise StreamError("invalid-namespace", f"the stream is in {ns!r} and its content in {default!r}")
         begin = self._parser.CurrentByteIndex - self._base
-        opening = _OPENING.match(self._buffer, begin)
+        opening = OPENING_TAG.match(self._buffer, begin)
         assert opening is not None
         end = opening.end()
         if end > self.stanza_bytes_max:
             raise self._too_long()
         qname = bytes(opening[0][1:]).split(None, 1)[0].decode("utf-8")
-        self._context = _context(default, qname, declared)
+        self._context = context_of(default, qname, declared)
         self._declared = {}
         self._last = end
         self._seen = len(self._names)
