@@ -85,7 +85,7 @@ class AttemptReport(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     attempt: Natural
     state: Literal["completed", "failed", "timeout", "cancelled", "lost"] = "completed"
     exit_code: int | None = 0
-    """Exit code; absent (null) when a signal ended it or it never started."""
+    """Exit code; null when a signal ended it or it never started."""
     signal: Natural = 0
     """Number of the signal that ended it, or 0."""
     started: Seconds = 0.0
