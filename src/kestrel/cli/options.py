@@ -15,12 +15,32 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
+class DashedCommand(click.Command):
+    """A command that takes a command of the user's after `--`, word for word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_AFTER_DASHES] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+_AFTER_DASHES = "kestrel.after_dashes"
+
+
+def after_dashes(ctx: click.Context) -> list[str] | None:
+    """The words after `--`; None if there was no `--`."""
+    words: list[str] | None = ctx.meta.get(_AFTER_DASHES)
+    return words
+
+
 def pool_option(command: _F) -> _F:
     """`--pool NAME`: which pool to talk to."""
     return click.option(
         "--pool",
         metavar="NAME",
-        help="Name of the pool, or the path of an access file.  [default: $KESTREL_POOL, or the last `kestrel up`]",
+        help="Name of the pool, or the path of an access file.  [default: $KESTREL_POOL, or `default`]",
     )(command)
 
 

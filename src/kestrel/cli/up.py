@@ -120,7 +120,7 @@ def _greet(out: Output, pool: str, address: tuple[str, int], invitation: str, as
     out.line("")
     here = "" if pool == "default" else f" --pool {pool}"
     out.line(
-        f"Then, here:  kestrel submit{here} -- ./my_task.sh   ·   kestrel status{here}   ·   Ctrl-C ends the pool"
+        f"Then, here:  kestrel submit{here} -- ./my_task.sh  ·  kestrel status{here}  ·  Ctrl-C ends the pool"
     )
 
 
