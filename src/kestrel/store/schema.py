@@ -1,0 +1,148 @@
+"""The tables of the SQLite store, how they grow from version to version, and which files are refused.
+
+Called by `kestrel.store.sqlite` when it opens a file. It must never write to a file that is not ours,
+or that a newer Kestrel wrote. A migration, once released, is never edited: a new one is appended.
+
+Tasks live in three places only: `results` holds the ends of tasks (16 bytes or so each, so that the
+state of a million tasks is read in a blink), `reports` what workers said, `cancelled` whole ranges.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from kestrel.errors import StoreError
+
+APPLICATION_ID = 0x4B53_5452
+"""`KSTR`: in the header of every file of ours (sqlite.org/fileformat2.html section 1.3.12)."""
+
+SEQ_BITS = 32
+"""`reports.position` = job * 2**32 + seq: the reports of a job lie together, in the order of storing."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE meta (
+            one INTEGER PRIMARY KEY CHECK (one = 1),
+            epoch INTEGER NOT NULL,
+            next_job INTEGER NOT NULL)""",
+        "INSERT INTO meta VALUES (1, 0, 1)",
+        """CREATE TABLE jobs (
+            job INTEGER PRIMARY KEY,
+            user TEXT NOT NULL,
+            submission TEXT NOT NULL,
+            message BLOB NOT NULL,
+            size INTEGER NOT NULL,
+            open INTEGER NOT NULL,
+            is_cancelled INTEGER NOT NULL DEFAULT 0,
+            submitted REAL NOT NULL,
+            state TEXT NOT NULL,
+            finished REAL NOT NULL,
+            last INTEGER NOT NULL DEFAULT 0,
+            completed INTEGER NOT NULL DEFAULT 0,
+            failed INTEGER NOT NULL DEFAULT 0,
+            cancelled INTEGER NOT NULL DEFAULT 0,
+            timeout INTEGER NOT NULL DEFAULT 0,
+            node_fail INTEGER NOT NULL DEFAULT 0)""",
+        "CREATE UNIQUE INDEX jobs_submission ON jobs (user, submission) WHERE submission <> ''",
+        """CREATE TABLE params (
+            job INTEGER NOT NULL,
+            chunk INTEGER NOT NULL,
+            body BLOB NOT NULL,
+            PRIMARY KEY (job, chunk))""",
+        """CREATE TABLE results (
+            job INTEGER NOT NULL,
+            task INTEGER NOT NULL,
+            seq INTEGER NOT NULL,
+            state INTEGER NOT NULL,
+            PRIMARY KEY (job, task)) WITHOUT ROWID""",
+        "CREATE TABLE reports (position INTEGER PRIMARY KEY, body TEXT NOT NULL)",
+        """CREATE TABLE cancelled (
+            job INTEGER NOT NULL,
+            first INTEGER NOT NULL,
+            stop INTEGER NOT NULL,
+            seq INTEGER NOT NULL,
+            PRIMARY KEY (job, first)) WITHOUT ROWID""",
+        "CREATE UNIQUE INDEX cancelled_seq ON cancelled (job, seq, first, stop)",
+        """CREATE TABLE troubles (
+            job INTEGER NOT NULL,
+            task INTEGER NOT NULL,
+            failures INTEGER NOT NULL,
+            losses INTEGER NOT NULL,
+            PRIMARY KEY (job, task)) WITHOUT ROWID""",
+    ),
+)
+"""`MIGRATIONS[n]` makes version n + 1 out of version n."""
+
+
+def check_place(path: Path) -> None:
+    """Refuse, in plain words, a place where no store can be; raises `StoreError`."""
+    try:
+        if path.is_dir():
+            raise StoreError(
+                f"{path} is a directory, not a store file", hint=f"name a file in it: {path}/kestrel.db"
+            )
+        if not path.parent.exists():
+            raise StoreError(
+                f"the directory {path.parent} for the store {path.name} does not exist",
+                hint=f"mkdir -p {path.parent}",
+            )
+        if not path.parent.is_dir():
+            raise StoreError(f"{path.parent} is not a directory", hint="choose another place for the store")
+        if path.exists():
+            with path.open("r+b"):
+                pass
+    except PermissionError as problem:
+        raise StoreError(
+            f"no permission to read and write the store {path}",
+            hint=f"chown or chmod {path} and {path.parent} for the user who runs the manager",
+        ) from problem
+    except OSError as problem:
+        raise StoreError(
+            f"the store {path} cannot be opened: {problem.strerror or problem}",
+            hint="choose another place for the store",
+        ) from problem
+
+
+def check_owner(connection: sqlite3.Connection, path: Path, version: int) -> int:
+    """The version of the file (0: new and empty); raises `StoreError` if it is not for us to touch."""
+    application = _number(connection, "PRAGMA application_id")
+    found = _number(connection, "PRAGMA user_version")
+    tables = _number(connection, "SELECT count(*) FROM sqlite_master")
+    if application != APPLICATION_ID and (application or found or tables):
+        raise StoreError(
+            f"{path} is a database of another application (id {application:#x})",
+            hint="choose another file for the store; this one was left as it was",
+        )
+    if found > version:
+        raise StoreError(
+            f"{path} was written by a newer Kestrel: its schema is version {found}, "
+            f"this program knows up to version {version}",
+            hint="start the newer Kestrel, or choose another file; this one was left as it was",
+        )
+    return found
+
+
+def migrate(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]] = MIGRATIONS
+) -> tuple[int, int]:
+    """Bring the file to the newest version, each step in a transaction of its own → (before, after)."""
+    before = check_owner(connection, path, len(migrations))
+    for version, statements in enumerate(migrations[before:], before + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {version}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    return before, len(migrations)
+
+
+def _number(connection: sqlite3.Connection, query: str) -> int:
+    return int(connection.execute(query).fetchone()[0])
