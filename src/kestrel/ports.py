@@ -283,6 +283,8 @@ class StartProcess:
     time_limit_s: float = 0.0
     cleanup: Sequence[str] | None = None
     tail_bytes: int = 4096
+    slots: int = 1
+    """How many of the launcher's slots it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +305,8 @@ class ProcessEnded:
     timed_out: bool = False
     reason: str = ""
     """Set when it could not be started (`command not found: foo`)."""
+    unstarted: bool = False
+    """It was never started: it was stopped before, or no slot came free soon, and it is given back."""
 
 
 class LauncherEvents(Protocol):
@@ -318,7 +322,8 @@ class LauncherEvents(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts and stops processes. Limits of slots are the caller's business."""
+    """Starts and stops processes. Limits of slots are the caller's business; of quick tasks it hands
+    over a few more than there are slots, which a launcher should start in order as slots come free."""
 
     def start(self, processes: Sequence[StartProcess]) -> None: ...
 

@@ -1,0 +1,131 @@
+"""How fast the launcher starts processes, beside a bare posix_spawn loop and `xargs`, in one run.
+
+    python benchmarks/launcher.py [TASKS]
+
+Runs `true` TASKS times (10,000), two at once: through `ProcessLauncher` (this process as the agent,
+the launcher in a process of its own, output files, batches as the worker hands them over), in a bare
+os.posix_spawn + waitpid loop, and by `xargs -P2 -n1 true`. Three rounds, interleaved; medians.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kestrel.ports import ProcessEnded, StartProcess
+from kestrel.worker.launcher import LauncherSettings, ProcessLauncher
+
+SLOTS = 2
+IN_HAND = 40
+"""What the worker hands over of tasks of about a millisecond."""
+
+
+class Feeder:
+    """A `LauncherEvents` that keeps the launcher supplied."""
+
+    def __init__(
+        self, launcher: ProcessLauncher, tasks: int, directory: str, done: asyncio.Future[None]
+    ) -> None:
+        self.launcher = launcher
+        self.tasks = tasks
+        self.directory = directory
+        self.done = done
+        self.started = 0
+        self.ended = 0
+
+    def feed(self) -> None:
+        last = min(self.tasks, self.ended + IN_HAND)
+        batch = [
+            StartProcess(i, ["true"], {"KESTREL_TASK_ID": str(i)}, self.directory, *self._files(i))
+            for i in range(self.started, last)
+        ]
+        self.started = last
+        if batch:
+            self.launcher.start(batch)
+
+    def _files(self, i: int) -> tuple[str, str]:
+        return f"{self.directory}/out/1/{i}.out", f"{self.directory}/out/1/{i}.err"
+
+    def on_ended(self, ended: Sequence[ProcessEnded]) -> None:
+        for end in ended:
+            if end.exit_code != 0:
+                raise RuntimeError(f"true ended with {end}")
+        self.ended += len(ended)
+        self.feed()
+        if self.ended == self.tasks:
+            self.done.set_result(None)
+
+    def on_launcher_lost(self, attempts: Sequence[int]) -> None:
+        raise RuntimeError(f"the launcher died with {len(attempts)} attempts")
+
+
+async def through_launcher(tasks: int) -> float:
+    with tempfile.TemporaryDirectory() as directory:
+        launcher = ProcessLauncher(LauncherSettings(slots=SLOTS))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        feeder = Feeder(launcher, tasks, directory, done)
+        await launcher.open(feeder)
+        began = time.perf_counter()
+        feeder.feed()
+        await done
+        took = time.perf_counter() - began
+        await launcher.close()
+    return tasks / took
+
+
+def bare(tasks: int) -> float:
+    env = dict(os.environ)
+    began = time.perf_counter()
+    started = running = 0
+    while started < tasks or running:
+        while running < SLOTS and started < tasks:
+            os.posix_spawn("/bin/true", ["true"], env)
+            started += 1
+            running += 1
+        os.waitpid(-1, 0)
+        running -= 1
+    return tasks / (time.perf_counter() - began)
+
+
+def xargs(tasks: int) -> float:
+    numbers = "".join(f"{i}\n" for i in range(tasks))
+    began = time.perf_counter()
+    subprocess.run(["xargs", f"-P{SLOTS}", "-n1", "true"], input=numbers.encode(), check=True)
+    return tasks / (time.perf_counter() - began)
+
+
+@dataclass
+class Row:
+    name: str
+    rates: list[float]
+
+
+def main() -> None:
+    tasks = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    rows = [Row("xargs -P2", []), Row("bare posix_spawn", []), Row("launcher", [])]
+    agent_s = 0.0
+    for _ in range(3):
+        rows[0].rates.append(xargs(tasks))
+        rows[1].rates.append(bare(tasks))
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        rows[2].rates.append(asyncio.run(through_launcher(tasks)))
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        agent_s += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    reference = statistics.median(rows[0].rates)
+    for row in rows:
+        rate = statistics.median(row.rates)
+        spread = f"{min(row.rates):.0f} to {max(row.rates):.0f}"
+        print(f"{row.name:18} {rate:7.0f} tasks/s ({spread}), {rate / reference:.2f} of xargs")
+    print(f"agent's end: {agent_s / 3 / tasks * 1e6:.0f} us of CPU per task")
+
+
+if __name__ == "__main__":
+    main()

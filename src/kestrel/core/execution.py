@@ -1,0 +1,503 @@
+"""The execution machine of a worker: which attempt starts when, what is kept, what is told to the manager.
+
+Events in, effects out (`kestrel.core.execution_events`); no clock, no I/O. Called by the worker's
+agent only. What it promises:
+
+- An attempt that was accepted is started, given back, or reported; never dropped, never run twice.
+- A finished attempt is kept until the manager has stored the report that names it (law 3).
+- Attempts start in the order in which they came. A task that takes several slots waits at the head
+  until they are free, and nothing overtakes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from kestrel.core import execution_events as xe
+from kestrel.core.execution_reports import ReportQueue
+from kestrel.core.model import AttemptEnd, AttemptId, HeldByWorker, JobId, TaskIndex
+from kestrel.errors import InternalError
+
+JOBS_SHOWN_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionSettings:
+    """Every number that steers the machine."""
+
+    slots: int = 1
+    queued_max: int = 4000
+    """Attempts that wait here; more are given back at once."""
+    finished_max: int = 10_000
+    """While so many finished attempts are not acknowledged, nothing new is started."""
+    finished_bytes_max: int = 64 * 1024 * 1024
+    """Likewise, by the size of their reports."""
+    report_attempts_max: int = 1000
+    report_resend_s: float = 20.0
+    """A report that was not acknowledged for so long is sent again, unchanged."""
+    handover_s: float = 0.02
+    """Of quick tasks so much work is handed to the launcher ahead of the slots."""
+    handover_max: int = 128
+    announce_s: float = 1.0
+    """Shortest time between two announcements of the load."""
+    recent_max: int = 10_000
+    """Attempts that are done with and still recognised, should they be assigned again."""
+    specs_max: int = 10_000
+
+
+Render = Callable[[xe.Ending], xe.Finished]
+"""Makes the report of an ending. Pure."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """A job's specification, and how long its tasks take."""
+
+    spec: Any
+    slots: int
+    mean_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    job: JobId
+    task: TaskIndex
+    params: Sequence[str] | None
+    terms: _Job
+
+
+@dataclass(slots=True)
+class _Running:
+    waiting: _Waiting
+    stopped: bool = False
+
+
+@dataclass(slots=True)
+class ExecutionCounters:
+    """What happened that should be rare, for logs and tests."""
+
+    duplicates: int = 0
+    unknown_stops: int = 0
+    stale_acknowledgements: int = 0
+    overflowed: int = 0
+    resent: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one event leads to; its parts are told in the order that `effects` gives them."""
+
+    first: list[xe.ExecutionEffect] = field(default_factory=list)
+    endings: list[xe.Finished] = field(default_factory=list)
+    stops: list[AttemptId] = field(default_factory=list)
+    starts: list[xe.AttemptStart] = field(default_factory=list)
+    last: list[xe.ExecutionEffect] = field(default_factory=list)
+
+    def effects(self) -> list[xe.ExecutionEffect]:
+        out = self.first
+        if self.starts:
+            out.append(xe.StartAttempts(self.starts))
+        if self.stops:
+            out.append(xe.StopProcesses(self.stops))
+        if self.endings:
+            out.append(xe.KeepFinished(self.endings))
+        out.extend(self.last)
+        return out
+
+
+class Execution:
+    """One worker's attempts, from assignment to acknowledgement."""
+
+    def __init__(
+        self,
+        settings: ExecutionSettings,
+        render: Render,
+        *,
+        life: int,
+        restored: Sequence[xe.Finished] = (),
+    ) -> None:
+        """`life`: number of this life of the worker, never used before with the same spool.
+        `restored`: what the spool still had; it is reported again."""
+        self.settings = settings
+        self.counters = ExecutionCounters()
+        self._render = render
+        self._jobs: dict[JobId, _Job] = {}
+        self._queue: dict[AttemptId, _Waiting] = {}
+        self._running: dict[AttemptId, _Running] = {}
+        self._busy = 0
+        self._reports = ReportQueue(life, restored, settings.report_attempts_max, settings.report_resend_s)
+        self._recent: dict[AttemptId, None] = {}
+        self._welcome: xe.ManagerWelcomed | None = None
+        self._epoch: int | None = None
+        self._draining = False
+        self._left = False
+        self._announced: xe.AnnounceLoad | None = None
+        self._announce_after = 0.0
+
+    # --- what the agent may ask -------------------------------------------------------------------
+
+    @property
+    def welcomed(self) -> bool:
+        return self._welcome is not None
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def load(self) -> xe.AnnounceLoad:
+        """How busy this worker is now."""
+        slots = self.settings.slots
+        jobs: dict[JobId, None] = {}
+        for running in self._running.values():
+            jobs[running.waiting.job] = None
+            if len(jobs) == JOBS_SHOWN_MAX:
+                break
+        return xe.AnnounceLoad(min(self._busy, slots), slots, len(self._queue), self._draining, tuple(jobs))
+
+    def is_running(self, attempt: AttemptId) -> bool:
+        """Whether the attempt runs, or waits in the launcher."""
+        return attempt in self._running
+
+    def is_waiting(self, attempt: AttemptId) -> bool:
+        """Whether the attempt was accepted and has not been handed to the launcher."""
+        return attempt in self._queue
+
+    def deadline(self) -> float | None:
+        """When `DeadlineReached` should come, if nothing else happens before."""
+        if self._welcome is None:
+            return None
+        report = self._reports.deadline(self._welcome.report_delay_s)
+        times = [] if report is None else [report]
+        if self._announced != self.load():
+            times.append(self._announce_after)
+        return min(times, default=None)
+
+    # --- the one entrance -------------------------------------------------------------------------
+
+    def handle(self, event: xe.ExecutionEvent, now: float) -> list[xe.ExecutionEffect]:
+        """What has to be done because of this event, in order. `now`: monotonic seconds."""
+        batch = _Batch()
+        match event:
+            case xe.ProcessesEnded(ends):
+                self._on_processes_ended(ends, batch)
+            case xe.TasksReceived():
+                self._on_tasks_received(event, batch)
+            case xe.ReportStored(number):
+                self._on_report_stored(number, batch)
+            case xe.DeadlineReached():
+                self._resend_if_due(now, batch)
+            case xe.StopRequested(attempts):
+                self._on_stop_requested(attempts, batch)
+            case xe.RevocationRequested(job, count):
+                self._on_revocation_requested(job, count, batch)
+            case xe.LauncherFailed(attempts):
+                self._on_launcher_failed(attempts, batch)
+            case xe.IntroductionDue(held_max):
+                self._on_introduction_due(held_max, batch)
+            case xe.ManagerWelcomed():
+                self._on_manager_welcomed(event)
+            case xe.ManagerLost():
+                self._on_manager_lost()
+            case xe.ShutdownRequested(kill):
+                self._on_shutdown_requested(kill, batch)
+            case _:
+                assert_never(event)
+        self._fill_slots(batch)
+        self._report_if_due(now, batch)
+        self._announce_if_due(now, batch)
+        self._leave_if_done(batch)
+        return batch.effects()
+
+    # --- tasks come -------------------------------------------------------------------------------
+
+    def _on_tasks_received(self, event: xe.TasksReceived, batch: _Batch) -> None:
+        if event.spec is not None:
+            self._learn(event.job, event.spec, event.slots)
+        job = self._jobs.get(event.job)
+        problem = self._problem_with(event, job)
+        refused: list[AttemptId] = []
+        for i, task in enumerate(event.tasks):
+            attempt = event.attempt + i
+            if self._knows(attempt):
+                self.counters.duplicates += 1
+            elif self._draining or (not problem and len(self._queue) >= self.settings.queued_max):
+                self.counters.overflowed += not self._draining
+                refused.append(attempt)
+                self._remember(attempt)
+            elif problem or job is None:
+                self._finish(xe.Ending(event.job, task, attempt, AttemptEnd.LOST, problem), batch)
+            else:
+                params = event.params[i] if event.params is not None else None
+                self._queue[attempt] = _Waiting(event.job, task, params, job)
+        if refused:
+            batch.first.append(xe.SendRevoked(event.job, refused))
+
+    def _problem_with(self, event: xe.TasksReceived, job: _Job | None) -> str:
+        """Why the tasks can never run here, or nothing."""
+        if job is None:
+            return f"this worker does not know the specification of job {event.job}"
+        if job.slots > self.settings.slots:
+            return f"the task takes {job.slots} slots and this worker has {self.settings.slots}"
+        if event.params is not None and len(event.params) != len(event.tasks):
+            return f"{len(event.tasks)} tasks came with {len(event.params)} sets of parameters"
+        return ""
+
+    def _learn(self, job: JobId, spec: Any, slots: int) -> None:
+        known = self._jobs.pop(job, None)
+        self._jobs[job] = _Job(spec, slots, known.mean_s if known is not None else None)
+        while len(self._jobs) > self.settings.specs_max:
+            del self._jobs[next(iter(self._jobs))]
+
+    def _knows(self, attempt: AttemptId) -> bool:
+        return (
+            attempt in self._queue
+            or attempt in self._running
+            or attempt in self._reports.kept
+            or attempt in self._recent
+        )
+
+    def _remember(self, attempt: AttemptId) -> None:
+        self._recent[attempt] = None
+        while len(self._recent) > self.settings.recent_max:
+            del self._recent[next(iter(self._recent))]
+
+    # --- tasks start and end ----------------------------------------------------------------------
+
+    def _fill_slots(self, batch: _Batch) -> None:
+        settings = self.settings
+        if self._draining or not self._queue or self._finished_full():
+            return
+        taken: list[AttemptId] = []
+        for attempt, waiting in self._queue.items():
+            job = waiting.terms
+            if self._busy + job.slots > settings.slots + self._ahead(job):
+                break
+            self._busy += job.slots
+            self._running[attempt] = _Running(waiting)
+            taken.append(attempt)
+            batch.starts.append(
+                xe.AttemptStart(waiting.job, waiting.task, attempt, waiting.params, job.spec, job.slots)
+            )
+        for attempt in taken:
+            del self._queue[attempt]
+
+    def _ahead(self, job: _Job) -> int:
+        """How many slots' worth of this job the launcher may have beyond the slots."""
+        settings = self.settings
+        if job.slots > 1 or job.mean_s is None or job.mean_s > settings.handover_s:
+            return 0
+        return min(settings.handover_max, int(settings.slots * settings.handover_s / max(job.mean_s, 1e-6)))
+
+    def _finished_full(self) -> bool:
+        settings = self.settings
+        return (
+            len(self._reports.kept) >= settings.finished_max
+            or self._reports.kept_bytes >= settings.finished_bytes_max
+        )
+
+    def _on_processes_ended(self, ends: Sequence[xe.ProcessEnd], batch: _Batch) -> None:
+        returned: dict[AttemptId, _Waiting] = {}
+        for end in ends:
+            running = self._running.pop(end.attempt, None)
+            if running is None:
+                continue  # reported as lost before, when the launcher failed
+            waiting = running.waiting
+            job = waiting.terms
+            self._busy -= job.slots
+            if end.unstarted and not running.stopped:
+                job.mean_s = None  # not as quick as it seemed
+                returned[end.attempt] = waiting
+                continue
+            if not end.unstarted:
+                mean = job.mean_s
+                job.mean_s = end.wall_s if mean is None else 0.8 * mean + 0.2 * end.wall_s
+            self._finish(_ending(end.attempt, running, end), batch)
+        if returned and self._draining:
+            self._give_back(returned, batch)
+        elif returned:
+            self._queue = {**returned, **self._queue}
+
+    def _on_launcher_failed(self, attempts: Sequence[AttemptId], batch: _Batch) -> None:
+        for attempt in attempts:
+            running = self._running.pop(attempt, None)
+            if running is None:
+                continue
+            self._busy -= running.waiting.terms.slots
+            waiting = running.waiting
+            end = AttemptEnd.CANCELLED if running.stopped else AttemptEnd.LOST
+            reason = "the worker's launcher process died, and the task was killed"
+            self._finish(xe.Ending(waiting.job, waiting.task, attempt, end, reason), batch)
+
+    def _on_stop_requested(self, attempts: Sequence[AttemptId], batch: _Batch) -> None:
+        for attempt in attempts:
+            running = self._running.get(attempt)
+            waiting = self._queue.pop(attempt, None)
+            if running is not None:
+                if not running.stopped:
+                    running.stopped = True
+                    batch.stops.append(attempt)
+            elif waiting is not None:
+                reason = "stopped before it was started"
+                self._finish(
+                    xe.Ending(waiting.job, waiting.task, attempt, AttemptEnd.CANCELLED, reason), batch
+                )
+            elif attempt not in self._reports.kept:
+                self.counters.unknown_stops += 1
+
+    def _finish(self, ending: xe.Ending, batch: _Batch) -> None:
+        finished = self._render(ending)
+        self._reports.add(finished)
+        batch.endings.append(finished)
+
+    # --- tasks go back ----------------------------------------------------------------------------
+
+    def _on_revocation_requested(self, job: JobId, count: int, batch: _Batch) -> None:
+        back: list[AttemptId] = []
+        for attempt in reversed(self._queue):
+            if len(back) == count:
+                break
+            if self._queue[attempt].job == job:
+                back.append(attempt)
+        for attempt in back:
+            del self._queue[attempt]
+            self._remember(attempt)
+        batch.first.append(xe.SendRevoked(job, back))
+
+    def _give_back(self, waiting: dict[AttemptId, _Waiting], batch: _Batch) -> None:
+        by_job: dict[JobId, list[AttemptId]] = {}
+        for attempt, entry in waiting.items():
+            by_job.setdefault(entry.job, []).append(attempt)
+            self._remember(attempt)
+        if self._welcome is not None:  # else the next profile tells, or our going
+            batch.first.extend(xe.SendRevoked(job, attempts) for job, attempts in by_job.items())
+
+    def _on_shutdown_requested(self, kill: bool, batch: _Batch) -> None:
+        self._draining = True
+        self._give_back(self._queue, batch)
+        self._queue = {}
+        if kill:
+            self._on_stop_requested(list(self._running), batch)
+
+    def _leave_if_done(self, batch: _Batch) -> None:
+        if not self._draining or self._left or self._running:
+            return
+        if self._reports.kept and self._welcome is not None:
+            return
+        self._left = True
+        batch.last.append(xe.LeavePool())
+
+    # --- the manager comes and goes ---------------------------------------------------------------
+
+    def _on_introduction_due(self, held_max: int, batch: _Batch) -> None:
+        """Attempts that are not named are taken as not held, so none may be kept that is not named."""
+        kept = len(self._running) + len(self._reports.kept)
+        while self._queue and kept + len(self._queue) > held_max:
+            attempt, _ = self._queue.popitem()
+            self._remember(attempt)
+            self.counters.overflowed += 1
+        held = [HeldByWorker(r.waiting.job, r.waiting.task, a) for a, r in self._running.items()]
+        held += [HeldByWorker(f.job, f.task, f.attempt) for f in self._reports.kept.values()]
+        held += [HeldByWorker(w.job, w.task, a) for a, w in self._queue.items()]
+        self._on_manager_lost()
+        batch.last.append(xe.SendProfile(held[:held_max]))
+
+    def _on_manager_welcomed(self, event: xe.ManagerWelcomed) -> None:
+        if self._epoch != event.epoch:
+            self._epoch = event.epoch
+            self._jobs.clear()  # the new life sends what it wants known
+        self._on_manager_lost()
+        self._welcome = event
+        self._announced = None
+        self._announce_after = 0.0
+
+    def _on_manager_lost(self) -> None:
+        """What was on its way may be lost: it is reported anew, under a new number, after a welcome."""
+        self._welcome = None
+        self._reports.recall()
+
+    # --- reports ----------------------------------------------------------------------------------
+
+    def _report_if_due(self, now: float, batch: _Batch) -> None:
+        welcome = self._welcome
+        if welcome is None:
+            return
+        idle = not self._running and not self._queue
+        report = self._reports.next_report(now, welcome.report_delay_s, welcome.report_bytes_max, idle)
+        if report is not None:
+            batch.last.append(report)
+
+    def _resend_if_due(self, now: float, batch: _Batch) -> None:
+        report = self._reports.repeated(now) if self._welcome is not None else None
+        if report is not None:
+            self.counters.resent += 1
+            batch.last.append(report)
+
+    def _on_report_stored(self, number: int, batch: _Batch) -> None:
+        done = self._reports.acknowledge(number)
+        if not done:
+            self.counters.stale_acknowledgements += 1
+            return
+        for finished in done:
+            self._remember(finished.attempt)
+        batch.first.append(xe.ForgetFinished([f.attempt for f in done]))
+
+    # --- presence ---------------------------------------------------------------------------------
+
+    def _announce_if_due(self, now: float, batch: _Batch) -> None:
+        if self._welcome is None or now < self._announce_after:
+            return
+        load = self.load()
+        if load != self._announced:
+            self._announced = load
+            self._announce_after = now + self.settings.announce_s
+            batch.last.append(load)
+
+    # --- invariants -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `InternalError` if a law of this machine is broken. For tests and the simulator; O(state)."""
+        sets = (self._queue.keys(), self._running.keys(), self._reports.kept.keys(), self._recent.keys())
+        head = next(iter(self._queue.values()), None)
+        self._require(len(set().union(*sets)) == sum(map(len, sets)), "an attempt is in two places")
+        for problem in self._reports.problems(self._welcome is not None):
+            self._require(False, problem)
+        self._require(
+            self._busy == sum(r.waiting.terms.slots for r in self._running.values()), "busy slots miscounted"
+        )
+        self._require(len(self._recent) <= self.settings.recent_max, "too many attempts remembered")
+        self._require(not (self._draining and self._queue), "work is kept while draining")
+        self._require(not (self._left and self._running), "left while something runs")
+        self._require(
+            head is None or self._finished_full() or self._busy + head.terms.slots > self.settings.slots,
+            "slots are free and the head of the queue fits",
+        )
+
+    def _require(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise InternalError(
+                f"execution machine: {what}",
+                story=f"queue {_some(self._queue)} running {_some(self._running)} "
+                f"kept {_some(self._reports.kept)}",
+            )
+
+
+def _some(attempts: Iterable[AttemptId]) -> list[AttemptId]:
+    return list(attempts)[:20]
+
+
+def _ending(attempt: AttemptId, running: _Running, end: xe.ProcessEnd) -> xe.Ending:
+    """What the end of a process means for its attempt. A stop that was asked for counts before all else."""
+    waiting = running.waiting
+    reason = end.reason
+    if running.stopped:
+        state = AttemptEnd.CANCELLED
+        reason = reason or ("stopped before it was started" if end.unstarted else "stopped on request")
+    elif end.timed_out:
+        state = AttemptEnd.TIMEOUT
+    elif end.exit_code == 0 and not end.reason:
+        state = AttemptEnd.COMPLETED
+    else:
+        state = AttemptEnd.FAILED
+    return xe.Ending(waiting.job, waiting.task, attempt, state, reason, None if end.unstarted else end.facts)
