@@ -144,7 +144,7 @@ def wait(jobs: tuple[str, ...], bar: bool | None, pool: str | None, as_json: boo
             number = (await select(client, text)).job
             first = await client.info(number)
             with Progress(total=first.size, label=f"job {number}", enabled=bar) as progress:
-                ended.append(await client.wait(number, lambda info: progress.show(info)))  # noqa: B023
+                ended.append(await client.wait(number, progress.show))
         return ended
 
     out = out_of(as_json)

@@ -35,7 +35,7 @@ class LocalPool:
         self.slots = slots or _cores()
         self._settings = settings or ManagerSettings(pool="local")
         self._stack = contextlib.AsyncExitStack()
-        self._workers: list[asyncio.subprocess.Process] = []
+        self.workers: list[asyncio.subprocess.Process] = []
         self.client: Client
         self.host: PoolHost
 
@@ -64,12 +64,12 @@ class LocalPool:
 
     async def start_worker(self, slots: int, name: str = "") -> asyncio.subprocess.Process:
         """One more worker process with so many slots."""
-        name = name or f"local{len(self._workers) + 1}"
+        name = name or f"local{len(self.workers) + 1}"
         access = self.host.account(name, "worker", resource="worker")
         path = self._directory / f"{name}.json"
         access.save(path)
         process = await self._spawn(access, path, slots)
-        self._workers.append(process)
+        self.workers.append(process)
         return process
 
     async def _spawn(self, access: PoolAccess, path: Path, slots: int) -> asyncio.subprocess.Process:
@@ -84,11 +84,11 @@ class LocalPool:
             raise EnvironmentProblem(f"cannot start the local worker: {problem}") from None
 
     async def _stop_workers(self) -> None:
-        for process in self._workers:
+        for process in self.workers:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGTERM)
-        for process in self._workers:
+        for process in self.workers:
             try:
                 async with asyncio.timeout(WORKER_STOP_S_MAX):
                     await process.wait()
