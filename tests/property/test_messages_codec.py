@@ -128,7 +128,8 @@ def mutate(text: bytearray, chance: random.Random) -> None:
 
 def read_or_refuse(text: bytes | str) -> bool:
     """Decode at every end; whatever comes must be a message or a `ProtocolError` that can be sent."""
-    return any([_read_or_refuse_with(decode, text) for decode in DECODERS])
+    outcomes = [_read_or_refuse_with(decode, text) for decode in DECODERS]
+    return True in outcomes
 
 
 def _read_or_refuse_with(decode: Callable[[bytes | str], Any], text: bytes | str) -> bool:
