@@ -209,6 +209,7 @@ class Transaction:
 
     def _cancel(self, write: RecordCancelled) -> None:
         ranges = numbered(write.ranges, write.seq)
+        delta = self._delta(write.job, max((stop for _, stop, _ in ranges), default=0) - 1)
         if not ranges:
             return
         total = sum(stop - first for first, stop, _ in ranges)
@@ -226,7 +227,6 @@ class Transaction:
             " json_extract(value, '$[1]'), json_extract(value, '$[2]') FROM json_each(?2)",
             (write.job, text),
         )
-        delta = self._delta(write.job, max(stop for _, stop, _ in ranges) - 1)
         delta.counts[TaskState.CANCELLED] += total
         delta.last = max(delta.last, stop_seq - 1)
 
