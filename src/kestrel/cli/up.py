@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from pathlib import Path
 
 import click
@@ -12,7 +11,11 @@ import click
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.options import duration
 from kestrel.cli.output import Output
+from kestrel.cli.signals import on_stop_signals
 from kestrel.config import DEFAULT_C2S_PORT, DEFAULT_DOMAIN, data_home, pool_access_path
+from kestrel.local.host import HostSettings, PoolHost
+from kestrel.manager.service import ManagerService, run_until
+from kestrel.manager.settings import ManagerSettings
 
 log = logging.getLogger("kestrel.up")
 
@@ -80,9 +83,6 @@ def up(
     kestrel up                       # for workers on this machine
     kestrel up --listen 0.0.0.0      # for workers anywhere that reach this machine
     """
-    from kestrel.local.host import HostSettings, PoolHost
-    from kestrel.manager.settings import ManagerSettings
-
     set_up_logs(verbose)
     access_path = pool_access_path(pool)
     settings = HostSettings(
@@ -102,7 +102,7 @@ def up(
             pool_host.account("admin", "admin").save(access_path)
             invitation = pool_host.invite("worker", uses=uses, expires_s=expires)
             _greet(out, pool, pool_host.address(), str(invitation), as_json)
-            await _until_stopped(pool_host)
+            await _until_stopped(pool_host.service)
         finally:
             await pool_host.stop()
 
@@ -124,21 +124,8 @@ def _greet(out: Output, pool: str, address: tuple[str, int], invitation: str, as
     )
 
 
-async def _until_stopped(pool_host: object) -> None:
-    from kestrel.local.host import PoolHost
-    from kestrel.manager.service import run_until
-
-    assert isinstance(pool_host, PoolHost)
+async def _until_stopped(service: ManagerService) -> None:
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stopped.set)
-        except NotImplementedError:  # Windows: Ctrl-C arrives as KeyboardInterrupt
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
-
-    async def wait() -> None:
-        await stopped.wait()
-
-    await run_until(pool_host.service, wait)
+    on_stop_signals(stopped.set)
+    await run_until(service, stopped.wait)
     log.info("pool_down")

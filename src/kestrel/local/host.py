@@ -57,6 +57,7 @@ class PoolHost:
         self.settings = settings
         self.manager_jid = f"manager.{settings.domain}"
         self.fingerprint = ""
+        """Of the certificate that others must see; empty on loopback, where TLS is offered, not asked for."""
         self.accounts: Accounts
         self.server: EmbeddedServer
         self.service: ManagerService
@@ -69,9 +70,7 @@ class PoolHost:
             raise UsageError(f"{settings.domain!r} is no domain", hint="e.g. --domain kestrel.localhost")
         self.accounts = Accounts(directory / "accounts.db" if settings.lasting else ":memory:")
         secret = secrets.token_hex(16)
-        certificate = None
-        if not is_loopback(settings.host):
-            certificate = self._certificate(directory)
+        certificate = self._certificate(directory) if settings.lasting else None
         server_settings = ServerSettings(
             domain=settings.domain,
             host=settings.host,
@@ -106,7 +105,8 @@ class PoolHost:
         from kestrel.server.certificate import ensure_certificate, fingerprint_of
 
         path = ensure_certificate(directory, self.settings.domain)
-        self.fingerprint = fingerprint_of(path)
+        if not is_loopback(self.settings.host):
+            self.fingerprint = fingerprint_of(path)
         return path
 
     async def stop(self) -> None:
