@@ -81,6 +81,11 @@ class _Job:
         task = first + seq - begin
         return (seq, cancelled_result(task)) if task < stop else None
 
+    def check(self, task: int) -> None:
+        """Refuse what is recorded for a task that is not there (yet)."""
+        if task >= self.record.size:
+            raise misuse(f"job {self.record.job} has no task {task}, but something was recorded for it")
+
     def params_of(self, task: int) -> list[str]:
         return self.params[task] if task < len(self.params) else []
 
@@ -140,7 +145,6 @@ class MemoryStore:
 
     def _write(self, writes: Sequence[Write], undo: list[Undo]) -> int:
         duplicates = 0
-        needed: dict[JobId, int] = {}
         for write in writes:
             match write:
                 case AddJob():
@@ -153,16 +157,11 @@ class MemoryStore:
                     job.cancelled = job.cancelled or cancelled
                     self._change(job, undo, open=False)
                 case RecordResult():
-                    fresh = self._record(write, undo)
-                    duplicates += not fresh
-                    if fresh:
-                        needed[write.job] = max(needed.get(write.job, -1), write.task)
+                    duplicates += not self._record(write, undo)
                 case RecordTrouble():
                     self._trouble(write, undo)
-                    needed[write.job] = max(needed.get(write.job, -1), write.task)
                 case RecordCancelled():
-                    stop = self._cancel(write, undo)
-                    needed[write.job] = max(needed.get(write.job, -1), stop - 1)
+                    self._cancel(write, undo)
                 case RecordJobEnded(number, state):
                     job = self._job(number)
                     if job.record.state in _LIVE:
@@ -170,9 +169,6 @@ class MemoryStore:
                     self._change(job, undo, open=False)
                 case _:
                     assert_never(write)
-        for number, task in needed.items():
-            if task >= self._job(number).record.size:
-                raise misuse(f"job {number} has no task {task}, but something was recorded for it")
         return duplicates
 
     def _add_job(self, write: AddJob, undo: list[Undo]) -> None:
@@ -212,6 +208,7 @@ class MemoryStore:
         job = self._job(write.job)
         if job.end_of(write.task) is not None:
             return False
+        job.check(write.task)
         if job.numbered(write.seq) is not None:
             raise misuse("two results of a job have the same number")
         job.results[write.task] = (write.seq, task_result(write))
@@ -221,7 +218,9 @@ class MemoryStore:
         return True
 
     def _trouble(self, write: RecordTrouble, undo: list[Undo]) -> None:
-        troubles = self._job(write.job).troubles
+        job = self._job(write.job)
+        job.check(write.task)
+        troubles = job.troubles
         before = troubles.get(write.task)
 
         def take_back() -> None:
@@ -233,10 +232,11 @@ class MemoryStore:
         undo.append(take_back)
         troubles[write.task] = Trouble(write.failures, write.losses)
 
-    def _cancel(self, write: RecordCancelled, undo: list[Undo]) -> int:
+    def _cancel(self, write: RecordCancelled, undo: list[Undo]) -> None:
         job = self._job(write.job)
         ranges = numbered(write.ranges, write.seq)
         for first, stop, seq in ranges:
+            job.check(stop - 1)
             for task in range(first, stop):
                 if job.end_of(task) is not None:
                     raise misuse(f"job {write.job}: task {task} was cancelled, but has ended before")
@@ -252,7 +252,6 @@ class MemoryStore:
             insort(job.ranges, (first, stop, seq))
             insort(job.ranges_by_seq, (seq, first, stop))
             self._count(job, TaskState.CANCELLED, stop - first, seq + stop - first - 1, undo)
-        return max((stop for _, stop, _ in ranges), default=0)
 
     def _count(self, job: _Job, state: TaskState, count: int, seq: int, undo: list[Undo]) -> None:
         last = job.last

@@ -9,6 +9,7 @@ state of a million tasks is read in a blink), `reports` what workers said, `canc
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,19 +86,22 @@ def check_place(path: Path) -> None:
             )
         if not path.parent.exists():
             raise StoreError(
-                f"the directory {path.parent} for the store {path.name} does not exist",
+                f"the store {path} cannot be made: its directory does not exist",
                 hint=f"mkdir -p {path.parent}",
             )
         if not path.parent.is_dir():
-            raise StoreError(f"{path.parent} is not a directory", hint="choose another place for the store")
-        if path.exists():
-            with path.open("r+b"):
-                pass
+            raise StoreError(
+                f"the store {path} cannot be made: {path.parent} is no directory",
+                hint="choose another place for the store",
+            )
+        # Only asked, never opened: closing any descriptor of a file drops all POSIX locks that this process
+        # holds on it (sqlite.org/howtocorrupt.html section 2.2).
+        if not _permitted(path.parent, os.W_OK | os.X_OK) or (
+            path.exists() and not _permitted(path, os.R_OK | os.W_OK)
+        ):
+            raise _forbidden(path)
     except PermissionError as problem:
-        raise StoreError(
-            f"no permission to read and write the store {path}",
-            hint=f"chown or chmod {path} and {path.parent} for the user who runs the manager",
-        ) from problem
+        raise _forbidden(path) from problem
     except OSError as problem:
         raise StoreError(
             f"the store {path} cannot be opened: {problem.strerror or problem}",
@@ -142,6 +146,17 @@ def migrate(
                 connection.execute("ROLLBACK")
             raise
     return before, len(migrations)
+
+
+def _permitted(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _forbidden(path: Path) -> StoreError:
+    return StoreError(
+        f"no permission to read and write the store {path}",
+        hint=f"chown or chmod {path} and {path.parent} for the user who runs the manager",
+    )
 
 
 def _number(connection: sqlite3.Connection, query: str) -> int:

@@ -245,6 +245,7 @@ class Transaction:
 
     def _add_job(self, write: AddJob) -> None:
         record = write.record
+        self._check_recorded(record.job, -1)
         if write.params is not None and len(write.params) != record.size:
             raise misuse(f"job {record.job} of {record.size} tasks came with {len(write.params)} parameters")
         try:
@@ -276,6 +277,7 @@ class Transaction:
         if row is None:
             raise unknown_job(write.job)
         size, is_open = row
+        self._check_recorded(write.job, size)
         if write.offset > size:
             raise misuse(f"job {write.job} has {size} tasks, but more were added from {write.offset} on")
         fresh = write.params[size - write.offset :]
@@ -299,6 +301,15 @@ class Transaction:
     def _change(self, job: JobId, statement: str, values: Sequence[object]) -> None:
         if self._connection.execute(statement, values).rowcount != 1:
             raise unknown_job(job)
+
+    def _check_recorded(self, job: JobId, size: int) -> None:
+        """Before a job grows beyond `size` tasks (-1: is added): nothing may have been recorded for more."""
+        self.flush()
+        delta = self._deltas.get(job)
+        if delta is not None and delta.task_max >= size:
+            raise misuse(
+                f"something was recorded for job {job} and its tasks up to {delta.task_max} too early"
+            )
 
     def _delta(self, job: JobId, task: int) -> _Delta:
         delta = self._deltas.get(job)
