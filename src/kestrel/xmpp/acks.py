@@ -10,8 +10,8 @@ from __future__ import annotations
 from kestrel.errors import PeerError
 from kestrel.xmpp.stanza import NS_ACKS
 
-UNACKED_MAX = 4096
-"""Stanzas that may be on their way without an answer."""
+UNACKED_MAX = 1_000_000
+"""Stanzas that may be on their way without an answer; many can be sent in one turn of a loop."""
 REQUEST_EVERY = 256
 """Ask for an acknowledgement after so many stanzas."""
 

@@ -1,0 +1,96 @@
+"""Makes an account on a server with an invitation (XEP-0077 with a token).
+
+The token travels in the request, under the same TLS rules as a password. Called by
+`kestrel worker --join`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from kestrel.errors import AuthenticationError, EnvironmentProblem, PeerError, UsageError
+from kestrel.xmpp import stanza as x
+from kestrel.xmpp.dial import Endpoint, TlsMode, dial
+from kestrel.xmpp.jid import JID
+from kestrel.xmpp.link import error_condition
+from kestrel.xmpp.stream import Stanza
+from kestrel.xmpp.wire import Wire
+
+REGISTER_S_MAX = 20.0
+NAMES_TRIED_MAX = 5
+"""How many random names are tried when each is taken."""
+
+
+async def register(
+    host: str | None,
+    port: int | None,
+    domain: str,
+    token: str,
+    *,
+    username: str = "",
+    password: str = "",
+    tls: TlsMode | None = None,
+    fingerprint: str | None = None,
+) -> tuple[str, str]:
+    """Make an account; returns its bare JID and password.
+
+    Without `username` a random one is taken, without `password` a strong one is made.
+    Raises `AuthenticationError` (the token or the certificate is not accepted), `UsageError` (the name
+    is taken), `EnvironmentProblem`, `PeerError`.
+    """
+    endpoint = Endpoint(JID.parse(domain).domain, host or "", port or 0, tls, fingerprint or "")
+    password = password or secrets.token_urlsafe(24)
+    try:
+        async with asyncio.timeout(REGISTER_S_MAX):
+            dialled = await dial(endpoint)
+            try:
+                for _ in range(1 if username else NAMES_TRIED_MAX):
+                    name = username or f"w-{secrets.token_hex(5)}"
+                    answer = await _ask(dialled.wire, name, password, token)
+                    if answer.attrs.get("type") == "result":
+                        return str(JID(JID.parse(f"{name}@{domain}").local, endpoint.domain, "")), password
+                    condition = error_condition(answer)
+                    if condition != "conflict":
+                        raise _refusal(condition, answer, endpoint.domain)
+                raise UsageError(
+                    f"The name {name!r} is taken on {endpoint.domain}.", hint="Choose another name."
+                )
+            finally:
+                await dialled.wire.close()
+    except TimeoutError as problem:
+        raise EnvironmentProblem(
+            f"The server of {endpoint.domain} did not answer within {REGISTER_S_MAX:g} s.", retry=True
+        ) from problem
+
+
+async def _ask(wire: Wire, name: str, password: str, token: str) -> Stanza:
+    number = secrets.token_hex(4)
+    query = (
+        f"<query xmlns='{x.NS_REGISTER}'><username>{x.escape_text(name)}</username>"
+        f"<password>{x.escape_text(password)}</password>"
+        f"<token xmlns='{x.NS_INVITATION}'>{x.escape_text(token)}</token></query>"
+    )
+    wire.write(x.iq("set", number, payload=query))
+    while True:
+        answer = await wire.element()
+        if answer.name == "iq" and answer.attrs.get("id") == number:
+            return answer
+        if answer.ns != x.NS_CLIENT:
+            raise PeerError(f"The server sent {answer.name!r} instead of an answer.")
+
+
+def _refusal(condition: str, answer: Stanza, domain: str) -> AuthenticationError | PeerError:
+    if condition in ("not-authorized", "forbidden", "not-allowed"):
+        return AuthenticationError(
+            f"The server of {domain} does not accept the invitation ({condition}).",
+            hint="It may be used up, expired or revoked: ask for a new one.",
+            code="bad_invitation",
+        )
+    error = answer.tree().find(f"{{{x.NS_CLIENT}}}error")
+    words = error.findtext(f"{{{x.NS_STANZA_ERRORS}}}text", "") if error is not None else ""
+    shown = f"{condition}: {words[:200]}" if words else condition
+    return PeerError(
+        f"The server of {domain} made no account ({shown}).",
+        hint="Does it take registrations by invitation?",
+    )
