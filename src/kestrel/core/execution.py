@@ -375,6 +375,7 @@ class Execution:
 
     def _on_shutdown_requested(self, kill: bool, batch: _Batch) -> None:
         self._draining = True
+        self._announce_after = 0.0
         self._give_back(self._queue, batch)
         self._queue = {}
         if kill:

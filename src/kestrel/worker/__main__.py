@@ -1,0 +1,46 @@
+"""`python -m kestrel.worker`: a worker for local pools, without the command line's comforts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from kestrel.config import PoolAccess
+from kestrel.errors import KestrelError
+from kestrel.worker.profile import detect
+from kestrel.worker.service import ServiceSettings, run_with_access
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when the worker left in order, 1 when it could not work (and says why)."""
+    parser = argparse.ArgumentParser(prog="python -m kestrel.worker", description=__doc__)
+    parser.add_argument("--access", type=Path, required=True, help="file that says how to reach the pool")
+    parser.add_argument("--slots", type=int, default=None, help="tasks at once (default: cores)")
+    parser.add_argument("--dir", type=Path, required=True, help="directory for spool and outputs")
+    parser.add_argument("--workdir", type=Path, default=Path(), help="where tasks run")
+    parser.add_argument("--provides", action="append", default=[], help="a tag that jobs may require")
+    parser.add_argument("--kill-on-leave", action="store_true", help="SIGTERM stops what runs")
+    parser.add_argument("--quiet", action="store_true", help="log only what is wrong")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR if options.quiet else logging.INFO, stream=sys.stderr)
+    try:
+        access = PoolAccess.load(options.access)
+        settings = ServiceSettings(
+            manager=access.manager,
+            profile=detect(slots=options.slots, provides=options.provides),
+            directory=options.dir,
+            workdir=options.workdir,
+            kill_on_leave=options.kill_on_leave,
+        )
+        asyncio.run(run_with_access(access, settings))
+    except KestrelError as problem:
+        print(f"kestrel worker: {problem}", file=sys.stderr)  # noqa: T201 (this is its command line)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Runs a worker on asyncio: XMPP link above it, launcher and spool below, signals, and the way out.
+
+Called by `kestrel worker`, by `python -m kestrel.worker` (local pools) and by tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kestrel.clock import AsyncioClock
+from kestrel.config import PoolAccess
+from kestrel.errors import EnvironmentProblem, UsageError
+from kestrel.protocol import codec
+from kestrel.protocol.messages import Profile
+from kestrel.worker.agent import WorkerAgent
+from kestrel.worker.launcher import LauncherSettings, ProcessLauncher
+from kestrel.worker.settings import WorkerSettings
+from kestrel.worker.spool import FileSpool
+from kestrel.xmpp.link import XmppLink, XmppStream
+
+log = logging.getLogger(__name__)
+
+PROFILE_BYTES_MAX = 64 * 1024
+
+
+class StreamMaker(Protocol):
+    """Makes the worker's XMPP connection for a link."""
+
+    def __call__(self, link: XmppLink) -> XmppStream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """Where a worker lives on its machine."""
+
+    manager: str
+    """JID of the manager."""
+    profile: Profile
+    directory: Path
+    """Spool and output files; one worker at a time."""
+    workdir: Path
+    """Where tasks run whose job names no directory."""
+    fsync: bool = False
+    """Have each finished attempt survive a power cut, too."""
+    kill_on_leave: bool = False
+    """On the first SIGTERM, stop what runs instead of letting it end."""
+
+
+class WorkerService:
+    """One worker from `start` to `stop`."""
+
+    def __init__(self, make_stream: StreamMaker, settings: ServiceSettings) -> None:
+        self._make_stream = make_stream
+        self._settings = settings
+        self._spool: FileSpool | None = None
+        self._stream: XmppStream | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self.agent: WorkerAgent
+        self.launcher: ProcessLauncher
+
+    async def start(self) -> None:
+        """Open the spool, start the launcher, begin to connect.
+
+        Raises `EnvironmentProblem` or `UsageError`; nothing is left running then.
+        """
+        settings = self._settings
+        _check(settings)
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        directory = settings.directory.resolve()
+        self._spool = FileSpool(directory, fsync=settings.fsync)
+        profile = settings.profile
+        self.launcher = ProcessLauncher(LauncherSettings(slots=profile.slots or profile.cores))
+        link = XmppLink()
+        self.agent = agent = WorkerAgent(
+            AsyncioClock(loop),
+            link,
+            self.launcher,
+            self._spool,
+            WorkerSettings(
+                manager=settings.manager,
+                profile=profile,
+                workdir=str(settings.workdir.resolve()),
+                output_directory=str(directory / "out"),
+                windows=os.name == "nt",
+            ),
+        )
+        agent.on_left = self._on_left
+        agent.on_failed = self._on_failed
+        link.deliver_to(agent)
+        try:
+            agent.outputs.load()
+            await self.launcher.open(agent)
+        except BaseException:
+            await self.stop()
+            raise
+        self._stream = self._make_stream(link)
+        link.attach(self._stream)
+        self._running = asyncio.create_task(self._stream.run(), name="worker stream")
+
+    def leave(self) -> None:
+        """Asked once: drain and leave in order. Asked again: leave at once, killing what runs."""
+        assert self._ended is not None
+        if self.agent.execution.draining:
+            self._on_left()
+            return
+        log.info("worker_leaving", extra={"kill": self._settings.kill_on_leave})
+        self.agent.shutdown(kill=self._settings.kill_on_leave)
+
+    async def wait(self) -> None:
+        """Until the worker has left, or cannot go on (raises why)."""
+        assert self._ended is not None
+        assert self._running is not None
+        await asyncio.wait({self._ended, self._running}, return_when=asyncio.FIRST_COMPLETED)
+        for future in (self._ended, self._running):
+            if future.done():
+                future.result()
+
+    async def stop(self) -> None:
+        """Stop at once: nothing that was started keeps running; what is not acknowledged stays on disk."""
+        self.agent.close()
+        await self.launcher.close()
+        if self._stream is not None:
+            await self._stream.close()
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        if self._ended is not None:
+            self._ended.cancel()
+        if self._spool is not None:
+            self._spool.close()
+
+    def _on_left(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def _on_failed(self, problem: Exception) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_exception(problem)
+
+
+async def run_worker(make_stream: StreamMaker, settings: ServiceSettings) -> None:
+    """Run a worker until it has left: SIGTERM or SIGINT once drains it, twice ends it at once."""
+    service = WorkerService(make_stream, settings)
+    await service.start()
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    with contextlib.suppress(NotImplementedError):  # an event loop without signals: Ctrl-C ends it as usual
+        for number in numbers:
+            loop.add_signal_handler(number, service.leave)
+    try:
+        await service.wait()
+    finally:
+        with contextlib.suppress(NotImplementedError):
+            for number in numbers:
+                loop.remove_signal_handler(number)
+        await service.stop()
+
+
+async def run_with_access(access: PoolAccess, settings: ServiceSettings) -> None:
+    """Run a worker with an account of a pool."""
+    from kestrel.xmpp.access import client_settings
+    from kestrel.xmpp.client import XmppClient
+
+    def make_stream(link: XmppLink) -> XmppStream:
+        return XmppClient(client_settings(access), link)
+
+    await run_worker(make_stream, settings)
+
+
+def _check(settings: ServiceSettings) -> None:
+    if not settings.workdir.is_dir():
+        raise EnvironmentProblem(
+            f"the working directory {settings.workdir} does not exist",
+            hint="make it, or name another: --workdir",
+        )
+    if not os.access(settings.workdir, os.X_OK | os.R_OK):
+        raise EnvironmentProblem(
+            f"the working directory {settings.workdir} cannot be entered", hint="mend its permissions"
+        )
+    size = len(codec.encode(settings.profile))
+    if size > PROFILE_BYTES_MAX:
+        raise UsageError(
+            f"the worker's profile takes {size} bytes; at most {PROFILE_BYTES_MAX} can be sent",
+            hint="use fewer or shorter tags and labels",
+        )
