@@ -127,7 +127,7 @@ def _completed(command: str | list[str], message: m.Job) -> str | list[str]:
     if not has_placeholder(command):
         if append and message.queue is not None:
             command = with_index(command)
-        elif message.queue is None and (message.args or message.open):
+        elif message.queue is None and message.append_index is not False:
             command = with_argument(command)
     return simplify(command) if isinstance(command, str) else command
 
