@@ -164,6 +164,11 @@ class Execution:
         """Whether the attempt was accepted and has not been handed to the launcher."""
         return attempt in self._queue
 
+    def task_of(self, attempt: AttemptId) -> tuple[JobId, TaskIndex] | None:
+        """Job and task of an attempt that runs."""
+        running = self._running.get(attempt)
+        return None if running is None else (running.waiting.job, running.waiting.task)
+
     def deadline(self) -> float | None:
         """When `DeadlineReached` should come, if nothing else happens before."""
         if self._welcome is None:

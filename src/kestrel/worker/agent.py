@@ -106,6 +106,11 @@ class WorkerAgent:
     def on_ended(self, ended: Sequence[ProcessEnded]) -> None:
         if self._closed:
             return
+        for e in ended:
+            if e.out_bytes > self._tail_bytes or e.err_bytes > self._tail_bytes:
+                task = self.execution.task_of(e.attempt)
+                if task is not None:
+                    self.outputs.ended(*task, e.attempt, (e.out_bytes, e.err_bytes), self._tail_bytes)
         self._handle(
             xe.ProcessesEnded(
                 [
@@ -198,10 +203,13 @@ class WorkerAgent:
     # --- joining ----------------------------------------------------------------------------------
 
     def _is_manager(self, sender: str) -> bool:
-        """Whether the stamped sender is our manager: same bare JID, or anything of its domain."""
+        """Whether the stamped sender is our manager: the same bare JID, or any of a component's."""
         bare = sender.partition("/")[0].casefold()
         manager = self.settings.manager.partition("/")[0].casefold()
-        return bare == manager or ("@" not in manager and bare.partition("@")[2] == manager)
+        if bare == manager:
+            return True
+        ours = self.address.partition("/")[0].rpartition("@")[2].casefold()
+        return "@" not in manager and manager != ours and bare.partition("@")[2] == manager
 
     def _join(self) -> None:
         """Introduce ourselves, and again later if there is no welcome."""
@@ -209,11 +217,8 @@ class WorkerAgent:
             return
         self._manager = self.settings.manager
         self._announce(self.execution.load())
-        self._handle(
-            xe.IntroductionDue(
-                (self._stanza_bytes_max - ENVELOPE_BYTES - self._profile_bytes()) // HELD_BYTES
-            )
-        )
+        room = self._stanza_bytes_max - ENVELOPE_BYTES - len(codec.encode(self.settings.profile))
+        self._handle(xe.IntroductionDue(max(1, room // HELD_BYTES)))
         self._join_later()
 
     def _join_later(self) -> None:
@@ -237,9 +242,6 @@ class WorkerAgent:
         if self._up and not self.execution.welcomed:
             self._joins += 1
             self._join()
-
-    def _profile_bytes(self) -> int:
-        return len(codec.encode(self.settings.profile))
 
     def _lose_manager(self) -> None:
         self._handle(xe.ManagerLost())
@@ -314,7 +316,7 @@ class WorkerAgent:
                     m.Error(
                         re=request.id,
                         code="no_output",
-                        text=f"the {request.stream} of attempt {attempt} is not on this worker: {problem.strerror}",
+                        text=f"no {request.stream} of attempt {attempt} on this worker: {problem.strerror}",
                         hint="short outputs are whole in the result; long ones are removed after a while",
                     )
                 )

@@ -93,6 +93,7 @@ class FileSpool:
         self._head_bytes = 0
         self._size = 0
         self._file: io.FileIO
+        self.restored: Sequence[Finished]
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _locked(directory / "lock")
