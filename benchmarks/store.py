@@ -156,12 +156,14 @@ async def with_store(
     return store
 
 
-async def take_results(path: Path, writes: Sequence[RecordResult], *, busy: bool) -> tuple[float, float]:
+async def take_results(
+    path: Path, writes: Sequence[RecordResult], *, busy: bool = False, in_flight: int = IN_FLIGHT
+) -> tuple[float, float]:
     store = await with_store(path, lambda s: None)
     await drive(store, [([AddJob(record(1, len(writes)))], [])])
     units = [(writes[at : at + UNIT], ()) for at in range(0, len(writes), UNIT)]
     with busy_thread(busy):
-        took, held = await drive(store, units)
+        took, held = await drive(store, units, in_flight)
     store.close()
     return len(writes) / took, held
 
@@ -220,6 +222,9 @@ def main() -> None:
                 f"(raw in groups {grouped:,.0f}, ratio {rate / grouped:.2f}); "
                 f"event loop held at most {held * 1000:.1f} ms"
             )
+        # A manager that waits for one unit before it commits the next pays for one fsync a unit.
+        rate, _ = asyncio.run(take_results(place / "one.db", writes[:50_000], in_flight=1))
+        print(f"one unit of {UNIT} in flight at a time: {rate:,.0f} results/s")
         took, read_took = asyncio.run(submit(place / "params.db", options.open_results))
         print(
             f"{options.open_results:,} parameters: stored in {took:.2f} s, "
