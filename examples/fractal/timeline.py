@@ -281,6 +281,8 @@ class Timeline:
 
     def _bar(self, attempt: Attempt, shade: Colour, top: int) -> None:
         if attempt.outcome == "lost":
+            if attempt.ended <= attempt.started:  # it waited there, and never ran
+                return
             shade = LOST
         elif attempt.attempt in self.again:
             shade = AGAIN
