@@ -84,8 +84,8 @@ def report(delays_ms: list[float], starts_ms: list[float]) -> None:
 async def workers_present(client: Client, count: int, patience_s: float = 15.0) -> None:
     """Wait until the manager sees so many workers."""
     async with asyncio.timeout(patience_s):
-        while (await client.request(m.Pool(), m.PoolStatus)).count < count:
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 (the pool is asked: there is no event to wait for)
+        while (await client.request(m.Pool(), m.PoolStatus)).count < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)  # there is no event for it: the pool is asked
 
 
 if __name__ == "__main__":

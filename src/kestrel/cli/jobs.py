@@ -14,7 +14,7 @@ import click
 
 from kestrel.cli.connect import connected_client
 from kestrel.cli.options import json_option, pool_option
-from kestrel.cli.output import Output
+from kestrel.cli.output import Output, duration_text, iso_time
 from kestrel.cli.pool import show_pool
 from kestrel.cli.select import select
 from kestrel.client import Client
@@ -42,7 +42,7 @@ def out_of(as_json: bool) -> Output:
     return Output("json" if as_json else "table")
 
 
-def job_row(job: m.JobInfo, out: Output) -> tuple[object, ...]:
+def job_row(job: m.JobInfo) -> tuple[object, ...]:
     """A job as a row of `JOB_COLUMNS`."""
     c = job.counts
     bad = c.failed + c.timeout + c.node_fail
@@ -56,7 +56,7 @@ def job_row(job: m.JobInfo, out: Output) -> tuple[object, ...]:
         c.running,
         c.queued,
         bad,
-        out.time(job.submitted),
+        iso_time(job.submitted),
         job.user.partition("@")[0],
     )
 
@@ -88,7 +88,7 @@ def status(what: str | None, everybody: bool, pool: str | None, as_json: bool) -
     if isinstance(answer, m.PoolStatus):
         show_pool(out, answer)
         return
-    out.records(answer.jobs, JOB_COLUMNS, lambda job: job_row(job, out))
+    out.records(answer.jobs, columns=JOB_COLUMNS, row=job_row)
     if not as_json:
         _job_words(out, answer, what)
 
@@ -123,7 +123,7 @@ def tasks(job: str, states: tuple[str, ...], pool: str | None, as_json: bool) ->
 
     out = out_of(as_json)
     rows = ask(pool, question)
-    out.records(rows, TASK_COLUMNS, lambda t: (t.task, t.state, t.attempt or "", t.worker))
+    out.records(rows, columns=TASK_COLUMNS, row=lambda t: (t.task, t.state, t.attempt or "", t.worker))
 
 
 @click.command()
@@ -149,7 +149,7 @@ def wait(jobs: tuple[str, ...], bar: bool | None, pool: str | None, as_json: boo
 
     out = out_of(as_json)
     ended = ask(pool, question)
-    out.records(ended, JOB_COLUMNS, lambda job: job_row(job, out))
+    out.records(ended, columns=JOB_COLUMNS, row=job_row)
     sys.exit(exit_code(ended))
 
 
@@ -179,7 +179,7 @@ def results(job: str, pool: str | None, as_json: bool) -> None:
             page = await client.request(request, m.ResultPage)
             if as_json:
                 for result in page.results:
-                    out.stream(result)
+                    out.event(result)
             else:
                 found += page.results
             after = after + len(page.results) if selection.tasks else page.last
@@ -188,13 +188,13 @@ def results(job: str, pool: str | None, as_json: bool) -> None:
 
     found = ask(pool, question)
     if not as_json:
-        out.records(sorted(found, key=lambda r: r.task), RESULT_COLUMNS, lambda r: _result_row(r, out))
+        out.records(sorted(found, key=lambda r: r.task), columns=RESULT_COLUMNS, row=_result_row)
 
 
-def _result_row(r: m.TaskResult, out: Output) -> tuple[object, ...]:
+def _result_row(r: m.TaskResult) -> tuple[object, ...]:
     end = f"{r.exit_code if r.exit_code is not None else 0}:{r.signal}" if r.signal else r.exit_code
     end = "" if end is None else end
-    wall, cpu = out.duration(r.wall_s), out.duration(r.cpu_s)
+    wall, cpu = duration_text(r.wall_s), duration_text(r.cpu_s)
     memory = round(r.memory_kib / 1024, 1)
     return (r.task, r.state, end, wall, cpu, memory, r.worker.partition("@")[0], r.reason)
 
@@ -234,7 +234,7 @@ def cancel(jobs: tuple[str, ...], pool: str | None, as_json: bool) -> None:
     out = out_of(as_json)
     answers = ask(pool, question)
     if as_json:
-        out.records(answers, (), lambda _: ())
+        out.document(answers)
         return
     for answer in answers:
         note = f" ({answer.warning})" if answer.warning else ""

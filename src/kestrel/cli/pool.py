@@ -6,7 +6,7 @@ import click
 
 from kestrel.cli.connect import access_of, connected_client, pool_name
 from kestrel.cli.options import duration, json_option, pool_option
-from kestrel.cli.output import Output
+from kestrel.cli.output import Output, iso_time
 from kestrel.config import Invitation, data_home
 from kestrel.errors import UsageError
 from kestrel.protocol import messages as m
@@ -19,14 +19,14 @@ def show_pool(out: Output, answer: m.PoolStatus) -> None:
     if out.mode == "json":
         out.document(answer)
         return
-    out.records(answer.workers, WORKER_COLUMNS, _worker_row)
+    out.records(answer.workers, columns=WORKER_COLUMNS, row=_worker_row)
     if answer.count > len(answer.workers):
         out.line(f"… and {answer.count - len(answer.workers)} more")
     if not answer.count:
         out.line("No workers. On each machine that shall work, run what `kestrel up` printed.")
     for gone in answer.lost[-10:]:
         requeued = f", {gone.requeued} tasks re-queued" if gone.requeued else ""
-        out.line(f"gone: {gone.worker} at {out.time(gone.lost)} ({gone.reason}{requeued})")
+        out.line(f"gone: {gone.worker} at {iso_time(gone.lost)} ({gone.reason}{requeued})")
 
 
 def _worker_row(w: m.WorkerInfo) -> tuple[object, ...]:

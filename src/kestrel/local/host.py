@@ -7,7 +7,6 @@ Called by `kestrel up` and by `LocalPool`.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,16 +39,6 @@ class HostSettings:
     manager: ManagerSettings = field(default_factory=ManagerSettings)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class PoolHost:
     """One hosted pool, from `start` to `stop`."""
 
@@ -57,7 +46,7 @@ class PoolHost:
         self.settings = settings
         self.manager_jid = f"manager.{settings.domain}"
         self.fingerprint = ""
-        """Of the certificate that others must see; empty on loopback, where TLS is offered, not asked for."""
+        """Of the certificate that others must see; empty in an ephemeral pool, which stays on loopback."""
         self.accounts: Accounts
         self.server: EmbeddedServer
         self.service: ManagerService
@@ -105,8 +94,7 @@ class PoolHost:
         from kestrel.server.certificate import ensure_certificate, fingerprint_of
 
         path = ensure_certificate(directory, self.settings.domain)
-        if not is_loopback(self.settings.host):
-            self.fingerprint = fingerprint_of(path)
+        self.fingerprint = fingerprint_of(path)
         return path
 
     async def stop(self) -> None:

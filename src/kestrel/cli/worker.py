@@ -1,0 +1,210 @@
+"""`kestrel worker`: lend this machine to a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from kestrel.cli.logs import set_up_logs
+from kestrel.cli.output import Output
+from kestrel.config import Invitation, PoolAccess, data_home, private_directory
+from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
+from kestrel.worker.profile import detect
+from kestrel.worker.service import ServiceSettings, run_with_access
+from kestrel.xmpp.register import register
+
+WORKERS_PER_MACHINE_MAX = 1000
+
+
+@click.command()
+@click.option("--join", "invitation", metavar="INVITATION", help="The line that `kestrel up` printed.")
+@click.option("--jid", metavar="JID", help="Or: an account on any XMPP server …")
+@click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="… its password …")
+@click.option("--manager", "manager_jid", metavar="JID", help="… and the manager to work for.")
+@click.option("--host", default="", help="Address of that server, if the DNS does not tell.")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port of that server.")
+@click.option("--fingerprint", default="", metavar="HEX", help="SHA-256 of the certificate to trust.")
+@click.option("--name", default="", help="Name of this worker.  [default: the machine's, numbered]")
+@click.option("-j", "--slots", type=click.IntRange(1), help="Tasks at once.  [default: the cores]")
+@click.option("--provides", multiple=True, metavar="TAGS", help="What this machine has, e.g. 'PYTHON FOO'.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Anything else to tell.")
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=("Where tasks run whose job names no directory.  [default: here]"),
+)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help=("Where account, results and output are kept.  [default: ~/.local/share/kestrel/workers/NAME]"),
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens on standard error.")
+def worker(
+    invitation: str | None,
+    jid: str | None,
+    password_file: Path | None,
+    manager_jid: str | None,
+    host: str,
+    port: int,
+    fingerprint: str,
+    name: str,
+    slots: int | None,
+    provides: tuple[str, ...],
+    labels: tuple[str, ...],
+    workdir: Path | None,
+    directory: Path | None,
+    verbose: bool,
+) -> None:
+    """Lend this machine to a pool, until Ctrl-C (once: finish what runs; twice: stop it).
+
+    \b
+    kestrel worker --join kestrel://…
+    kestrel worker --jid worker@pool.example.org/42 --password-file pw --manager kestrel.example.org
+
+    The invitation is used once; started again with it, the worker keeps its account.
+    """
+    set_up_logs(verbose)
+    words = [word for text in provides for word in text.split()]
+    profile = detect(slots=slots, provides=words, labels=_labels(labels))
+    if (invitation is None) == (jid is None):
+        raise UsageError("name either --join or --jid", hint="see kestrel worker --help")
+    invited = None if invitation is None else Invitation.parse(invitation)
+    account = None
+    if jid is not None:
+        account = _account(jid, password_file, manager_jid, host, port, fingerprint)
+    domain = invited.domain if invited else (jid or "").partition("@")[2].partition("/")[0]
+    for place in [directory] if directory else _places(domain, name):
+        private_directory(place)
+        access = account or asyncio.run(_join(invited, place, name or place.name))  # type: ignore[arg-type]
+        settings = ServiceSettings(access.manager, profile, place, workdir or Path.cwd())
+        try:
+            asyncio.run(_work(access, settings))
+            return
+        except EnvironmentProblem as problem:
+            if problem.code != "in_use" or directory or name:
+                raise
+    raise EnvironmentProblem(
+        f"{WORKERS_PER_MACHINE_MAX} workers run on this machine",
+        hint="one worker with --slots serves it better",
+    )
+
+
+async def _work(access: PoolAccess, settings: ServiceSettings) -> None:
+    slots = settings.profile.slots or settings.profile.cores
+    Output("table").line(
+        f"Working as {access.jid} for {access.manager} with {slots} slots. Ctrl-C leaves in order."
+    )
+    await run_with_access(access, settings)
+
+
+async def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
+    """The account that this directory has with the pool, made with the invitation if it has none."""
+    path = place / "access.json"
+    if path.exists():
+        access = PoolAccess.load(path)
+        if access.manager == invited.manager and access.fingerprint == invited.fingerprint:
+            return _moved(access, invited, path)
+    local = f"{_plain(name)}-{secrets.token_hex(3)}"
+    try:
+        jid, password = await register(
+            invited.host,
+            invited.port,
+            invited.domain,
+            invited.token,
+            username=local,
+            fingerprint=invited.fingerprint or None,
+        )
+    except AuthenticationError as problem:
+        raise AuthenticationError(
+            f"the pool did not accept this invitation: {problem.text}",
+            hint="ask for a new one: `kestrel invite` on the pool's machine prints one",
+        ) from None
+    access = PoolAccess(
+        manager=invited.manager,
+        jid=jid,
+        password=password,
+        host=invited.host,
+        port=invited.port,
+        fingerprint=invited.fingerprint,
+        resource="worker",
+    )
+    access.save(path)
+    return access
+
+
+def _moved(access: PoolAccess, invited: Invitation, path: Path) -> PoolAccess:
+    """The same pool may have another address today."""
+    if (access.host, access.port) == (invited.host, invited.port):
+        return access
+    moved = PoolAccess(
+        manager=access.manager,
+        jid=access.jid,
+        password=access.password,
+        host=invited.host,
+        port=invited.port,
+        fingerprint=access.fingerprint,
+        resource=access.resource,
+    )
+    moved.save(path)
+    return moved
+
+
+def _account(
+    jid: str,
+    password_file: Path | None,
+    manager: str | None,
+    host: str,
+    port: int,
+    fingerprint: str,
+) -> PoolAccess:
+    if password_file is None or manager is None:
+        raise UsageError("--jid needs --password-file and --manager", hint="see kestrel worker --help")
+    try:
+        password = password_file.read_text(encoding="utf-8").strip()
+    except OSError as problem:
+        raise UsageError(f"cannot read the password from {password_file}: {problem.strerror}") from None
+    account, _, resource = jid.partition("/")
+    if "@" not in account:
+        raise UsageError(f"{jid!r} is no account", hint="e.g. worker@pool.example.org/42")
+    return PoolAccess(
+        manager=manager,
+        jid=account,
+        password=password,
+        host=host,
+        port=port,
+        fingerprint=fingerprint.replace(":", "").lower(),
+        resource=resource or "worker",
+    )
+
+
+def _places(domain: str, name: str) -> Iterator[Path]:
+    """The directory of this name; without a name those of this machine, until one is not in use."""
+    home = data_home() / "workers" / _plain(domain)
+    if name:
+        yield home / _plain(name)
+        return
+    machine = _plain(platform.node().partition(".")[0]) or "worker"
+    for number in range(1, WORKERS_PER_MACHINE_MAX + 1):
+        yield home / (machine if number == 1 else f"{machine}-{number}")
+
+
+def _plain(name: str) -> str:
+    """A name that is good for a directory and for an address."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
+
+
+def _labels(texts: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"cannot read the label {text!r}", hint="write --label KEY=VALUE")
+        labels[key] = value
+    return labels
