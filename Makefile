@@ -35,7 +35,7 @@ types: setup ## mypy, strict
 	@.venv/bin/mypy
 
 layers: setup ## import-linter: which room may import which
-	@.venv/bin/lint-imports --no-cache
+	@.venv/bin/lint-imports --no-cache --no-logo
 
 docs: setup ## write the generated documents anew
 	@$(PY) tools/gen_docs.py --write

@@ -23,7 +23,7 @@ step() { # NAME COMMAND…: silent when it passes
 step format $bin/ruff format --check --quiet --diff .
 step lint $bin/ruff check --quiet .
 step types $bin/mypy
-step layers $bin/lint-imports --no-cache
+step layers $bin/lint-imports --no-cache --no-logo
 step docs-check $bin/python tools/gen_docs.py --check
 
 $bin/python -m pytest "$@"

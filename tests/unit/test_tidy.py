@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LINES_MAX = 600
+PAUSE_S_MAX = 0.05
 ODDS_AND_ENDS = {"util", "utils", "common", "helper", "helpers", "base", "misc", "tools"}
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".sh", ".json", ".cfg", ".lua", ".yml", ".yaml", ""}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users)/[\w.-]")
@@ -39,15 +40,20 @@ def tracked() -> list[Path]:
 
 
 def constant_sleeps(source: str) -> list[int]:
-    """Lines with `sleep(…)` of a number above 0: waiting for a guess."""
-    lines = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call) or not node.args:
-            continue
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        first = node.args[0]
-        if called == "sleep" and isinstance(first, ast.Constant) and first.value:
-            lines.append(node.lineno)
+    """Lines that sleep for a number: a guess, unless it is the short pause of a loop that asks again."""
+    lines: list[int] = []
+
+    def look(node: ast.AST, in_loop: bool) -> None:
+        if isinstance(node, ast.Call) and node.args:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            first = node.args[0]
+            if called == "sleep" and isinstance(first, ast.Constant) and first.value:
+                if not (in_loop and first.value <= PAUSE_S_MAX):
+                    lines.append(node.lineno)
+        for child in ast.iter_child_nodes(node):
+            look(child, in_loop or isinstance(node, ast.While))
+
+    look(ast.parse(source), in_loop=False)
     return lines
 
 
@@ -58,8 +64,10 @@ def test_no_test_sleeps_for_a_guess(path: Path) -> None:
 
 
 def test_the_search_for_sleeps_finds_them() -> None:
-    guesses = "time.sleep(1)\nx = asyncio.sleep(0.1)\nsleep(2)\n"
-    assert constant_sleeps(guesses + "asyncio.sleep(0)\nclock.sleep(delay)\n") == [1, 2, 3]
+    guesses = "time.sleep(1)\nx = asyncio.sleep(0.1)\nsleep(2)\nwhile not done():\n    sleep(1)\n"
+    fine = "asyncio.sleep(0)\nclock.sleep(delay)\nwhile not done():\n    time.sleep(0.01)\n"
+    assert constant_sleeps(guesses) == [1, 2, 3, 5]
+    assert constant_sleeps(fine) == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
