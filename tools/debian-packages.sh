@@ -12,7 +12,7 @@ set -eu
 
 tree=$(cd "$(dirname "$0")/.." && pwd -P)
 list=$tree/tools/debian-packages.txt
-policy=/usr/sbin/policy-rc.d
+policy=${KESTREL_POLICY_FILE:-/usr/sbin/policy-rc.d} # the variable is for tests of this script
 our_policy=no
 
 say() { echo "packages: $*"; }
@@ -37,12 +37,14 @@ disable_services() { # PACKAGE: what was just installed must not start at the ne
     done
 }
 
-install() {
+install() { # NAME…: returns 1 if apt-get could not
     forbid_starts
     export DEBIAN_FRONTEND=noninteractive
-    # A fresh image has no package lists; a stale list names files that are gone.
-    apt-get install -y -q --no-install-recommends "$@" >/dev/null 2>&1 ||
-        { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "$@"; }
+    # A fresh image has no package lists, and an old list names files that are gone.
+    if ! apt-get install -y -q --no-install-recommends "$@" >/dev/null 2>&1; then
+        apt-get update -q >/dev/null || return 1
+        apt-get install -y -q --no-install-recommends "$@" || return 1
+    fi
     for name in "$@"; do disable_services "$name"; done
 }
 
@@ -63,9 +65,9 @@ tests)
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         say "apt-get install$missing"
         # shellcheck disable=SC2086  # a list of words
-        install $missing && exit 0
+        if install $missing; then exit 0; fi
     fi
-    say "missing for the whole of the tests:$missing" >&2
+    say "missing for the whole of the tests:$missing" >&2 # or apt-get could not: its words are above
     say "  Debian, Ubuntu, as root:  apt-get install$missing" >&2
     if [ -n "${CI:-}" ]; then
         say "  CI is set: nothing may be missing" >&2

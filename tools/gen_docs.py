@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from cli_reference import cli_markdown
+
 from kestrel.protocol import messages, schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,7 @@ def documents() -> dict[str, str]:
     examples = json.loads((ROOT / "tools/protocol/examples.json").read_text(encoding="utf-8"))
     return {
         "docs/protocol.md": schema.protocol_markdown(source, head, examples),
+        "docs/cli.md": cli_markdown(),
         "docs/protocol.schema.json": schema.json_schema_text(source),
     }
 

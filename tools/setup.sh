@@ -48,7 +48,7 @@ usable() { # PYTHON: does it run, is it new enough, does it have the parts that 
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        usable "$PYTHON" && echo "$PYTHON"
+        if usable "$PYTHON"; then echo "$PYTHON"; fi
         return
     fi
     for name in python3.14 python3.13 python3.12 python3.11 python3 python; do
@@ -85,7 +85,7 @@ fi
 make_venv() {
     if ! "$base_python" -c 'import ensurepip' 2>/dev/null; then
         version=$("$base_python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-        debian_root && apt_install "$version-venv"
+        if debian_root; then apt_install "$version-venv"; fi
         "$base_python" -c 'import ensurepip' 2>/dev/null ||
             fail "$base_python cannot make virtual environments: its ensurepip is missing." \
                 "  as root:  apt-get install $version-venv    (then run this again)"

@@ -47,9 +47,9 @@ def constant_sleeps(source: str) -> list[int]:
         if isinstance(node, ast.Call) and node.args:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             first = node.args[0]
-            if called == "sleep" and isinstance(first, ast.Constant) and first.value:
-                if not (in_loop and first.value <= PAUSE_S_MAX):
-                    lines.append(node.lineno)
+            seconds = first.value if called == "sleep" and isinstance(first, ast.Constant) else 0
+            if seconds > (PAUSE_S_MAX if in_loop else 0):
+                lines.append(node.lineno)
         for child in ast.iter_child_nodes(node):
             look(child, in_loop or isinstance(node, ast.While))
 
