@@ -67,7 +67,7 @@ debian_root() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; }
 
 apt_install() {
     say "apt-get install $*"
-    sh tools/debian-packages.sh install "$@"
+    sh tools/debian-packages.sh install "$@" || say "apt-get could not install $*"
 }
 
 base_python=$(find_python)
