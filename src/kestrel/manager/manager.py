@@ -225,9 +225,9 @@ class Manager:
             self._join(sender, manner, message)
         elif isinstance(message, m.OutputPart):
             self._post(ev.WorkerHeard(sender))
-            self._requests.relay_answer(sender, message)
+            self._requests.outputs.relay_answer(sender, message)
         elif isinstance(message, m.Error):
-            self._requests.relay_error(sender, message)
+            self._requests.outputs.relay_error(sender, message)
         elif len(self._inbox) >= self.settings.inbox_max:
             self.counters["dropped"] += 1
             self.reply(

@@ -6,18 +6,18 @@ It must never send anything itself before the unit is stored: answers are tells 
 
 from __future__ import annotations
 
-import base64
 import difflib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from kestrel.core import events as ev
 from kestrel.core.model import JobId, TaskIndex, TaskState
+from kestrel.core.pool import WorkerView
 from kestrel.errors import KestrelError, UsageError
 from kestrel.manager import jobs as books
 from kestrel.manager.jobs import JobEntry, Waiter
+from kestrel.manager.outputs import Outputs
 from kestrel.manager.words import HELP, Manner
 from kestrel.ports import AddJob, AddTasks, CloseJob, JobRecord, ReadResults, ReadTaskRange, ReadTaskResults
 from kestrel.protocol import codec
@@ -30,24 +30,12 @@ if TYPE_CHECKING:
 STATE_WORDS = {state: state.name for state in TaskState}
 
 
-@dataclass(slots=True)
-class Relay:
-    """A user's output request that a worker is to answer."""
-
-    sender: str
-    manner: Manner
-    request: m.Output
-    worker: str
-    until: float
-
-
 class Requests:
     """The users' side of a manager."""
 
     def __init__(self, manager: Manager) -> None:
         self.manager = manager
-        self._relays: dict[str, Relay] = {}
-        self._relay_count = 0
+        self.outputs = Outputs(manager)
         self._waiting: dict[JobId, None] = {}
 
     # --- requests that change something ---------------------------------------------------------------
@@ -196,7 +184,7 @@ class Requests:
                 case m.ListTasks():
                     self._list_tasks(request, message, unit)
                 case m.Output():
-                    self._output(request, message, unit)
+                    self.outputs.answer(request, message, self._known(message.job), unit)
                 case m.Watch():
                     self._watch(request, message, unit)
                 case m.Pool():
@@ -233,7 +221,7 @@ class Requests:
     def _pool(self, message: m.Pool) -> m.PoolStatus:
         manager = self.manager
         views = manager.scheduler.workers()
-        infos = []
+        infos: list[m.WorkerInfo] = []
         for worker, view in views.items():
             if len(infos) == message.limit:
                 break
@@ -250,6 +238,34 @@ class Requests:
             workers=infos,
             count=len(views),
             lost=lost[-20:],
+        )
+
+    def _worker_info(self, worker: str, view: WorkerView) -> m.WorkerInfo:
+        manager = self.manager
+        entry = manager.workers[worker]
+        profile = entry.profile
+        state: Literal["idle", "busy", "full", "draining"] = "busy"
+        if view.drained:
+            state = "draining"
+        elif not view.in_hand:
+            state = "idle"
+        elif view.used >= view.slots:
+            state = "full"
+        return m.WorkerInfo(
+            worker=worker,
+            state=state,
+            os=profile.os,
+            arch=profile.arch,
+            hostname=profile.hostname,
+            ram=profile.ram,
+            cores=profile.cores,
+            slots=view.slots,
+            running=view.in_hand,
+            completed=view.completed,
+            failed=view.failed,
+            provides=profile.provides,
+            joined=entry.joined,
+            version=profile.version,
         )
 
     def _explain(self, request: Request, message: m.Explain, unit: Unit) -> None:
@@ -416,104 +432,6 @@ class Requests:
             ReadTaskRange(message.job, max(0, message.after + 1), frozenset(wanted), message.limit + 1), tell
         )
 
-    # --- output ---------------------------------------------------------------------------------------
-
-    def _output(self, request: Request, message: m.Output, unit: Unit) -> None:
-        entry = self._known(message.job)
-        if message.task >= entry.size:
-            raise UsageError(f"job {message.job} has no task {message.task}: it has {entry.size}")
-        where = None
-        scheduler = self.manager.scheduler
-        if scheduler.has_job(message.job):
-            where = scheduler.task_worker(message.job, message.task)
-        if where is not None:
-            worker, attempt = where
-            unit.tells.append(lambda: self._relay(request, message, worker, attempt))
-            return
-        unit.read(
-            ReadTaskResults(message.job, [message.task]),
-            lambda found: self._output_of_ended(request, message, found),
-        )
-
-    def _output_of_ended(
-        self, request: Request, message: m.Output, found: list[tuple[int, m.TaskResult]]
-    ) -> None:
-        sender, manner, _ = request
-        reply = self.manager.reply
-        if not found:
-            text = f"task {message.job}_{message.task} has not started yet, so it has no output"
-            reply(sender, manner, m.Error(re=message.id, code="no_output", text=text))
-            return
-        result = found[0][1]
-        stdout = message.stream == "stdout"
-        text, size = (result.out, result.out_bytes) if stdout else (result.err, result.err_bytes)
-        data = text.encode()
-        if len(data) == size and "\ufffd" not in text:
-            piece = data[message.offset : message.offset + message.limit]
-            part = m.OutputPart(
-                re=message.id,
-                job=message.job,
-                task=message.task,
-                attempt=result.attempt,
-                stream=message.stream,
-                offset=message.offset,
-                data=base64.b64encode(piece).decode(),
-                size=size,
-                final=True,
-            )
-            reply(sender, manner, part)
-        else:
-            self._relay(request, message, result.worker, result.attempt)
-
-    def _relay(self, request: Request, message: m.Output, worker: str, attempt: int) -> None:
-        """Ask the worker that has the files."""
-        sender, manner, _ = request
-        manager = self.manager
-        problem = ""
-        if worker not in manager.workers:
-            problem = f"the output stayed on worker {worker}, which is not there now"
-        elif len(self._relays) >= manager.settings.relays_max:
-            problem = "too many output requests wait for workers"
-        if problem:
-            error = m.Error(
-                re=message.id,
-                code="output_unreachable",
-                text=problem,
-                hint=f"its last part is stored: see the results of {message.job}_{message.task}",
-            )
-            manager.reply(sender, manner, error)
-            return
-        self._relay_count += 1
-        key = str(self._relay_count)
-        until = manager.clock.now() + manager.settings.relay_s_max
-        self._relays[key] = Relay(sender, manner, message, worker, until)
-        ask = m.ReadOutput(
-            id=key,
-            job=message.job,
-            task=message.task,
-            attempt=attempt,
-            stream=message.stream,
-            offset=message.offset,
-            limit=message.limit,
-        )
-        manager.transport.send(worker, codec.encode(ask))
-
-    def relay_answer(self, worker: str, part: m.OutputPart) -> None:
-        """A worker sent output: hand it on to who asked."""
-        relay = self._relays.get(part.re)
-        if relay is None or relay.worker != worker:
-            return
-        del self._relays[part.re]
-        self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(part, re=relay.request.id))
-
-    def relay_error(self, worker: str, error: m.Error) -> None:
-        """A worker could not answer."""
-        relay = self._relays.get(error.re)
-        if relay is None or relay.worker != worker:
-            return
-        del self._relays[error.re]
-        self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(error, re=relay.request.id))
-
     # --- time, loss -----------------------------------------------------------------------------------
 
     def expire(self) -> None:
@@ -531,15 +449,7 @@ class Requests:
                 asked = waiter.request
                 page = m.ResultPage(re=asked.id, job=job, last=asked.after)
                 manager.reply(waiter.sender, waiter.manner, page)
-        for key, relay in list(self._relays.items()):
-            if relay.until <= now:
-                del self._relays[key]
-                text = f"worker {relay.worker} did not answer"
-                manager.reply(
-                    relay.sender,
-                    relay.manner,
-                    m.Error(re=relay.request.id, code="output_unreachable", text=text, hint="try again"),
-                )
+        self.outputs.expire(now)
 
     def forget_sender(self, sender: str) -> None:
         """The user left: nobody waits there any more."""
