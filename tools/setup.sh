@@ -35,7 +35,8 @@ state() { { pwd -P; cat pyproject.toml tools/setup.sh tools/requirements.py; } |
 
 ready() { # LEVEL: is what this level needs installed already?
     [ -f "$venv/.kestrel-$1" ] && [ "$(cat "$venv/.kestrel-$1")" = "$(state)" ] &&
-        "$python" -c '' 2>/dev/null
+        "$python" -c '' 2>/dev/null &&
+        { [ -z "${PYTHON:-}" ] || [ "$("$python" -V)" = "$("$PYTHON" -V 2>&1)" ]; }
 }
 
 if ready "$level" || { [ "$level" = base ] && ready dev; }; then
@@ -110,7 +111,7 @@ rm -f "$venv/.kestrel-base" "$venv/.kestrel-dev"
 wanted=$venv/.kestrel-requirements
 "$python" tools/requirements.py "$level" >"$wanted"
 say "installing Kestrel and its dependencies into .venv ($level)"
-"$python" -m pip install --quiet --disable-pip-version-check --editable . --requirement "$wanted" ||
+"$python" -m pip install -qq --disable-pip-version-check --editable . --requirement "$wanted" ||
     fail "pip could not install the dependencies (its words are above)." \
         "  Is there a network, or an index that pip is told of (PIP_INDEX_URL, PIP_FIND_LINKS)?"
 "$python" -c 'import kestrel'
