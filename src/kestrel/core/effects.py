@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from msgspec import Struct
+
 from kestrel.core.model import AttemptId, JobId, JobState, TaskIndex, TaskState, WorkerId
 
 # --- to the store ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RecordResult:
+class RecordResult(Struct, frozen=True, gc=False):
     """The terminal state of one task. `report` is what the worker sent, None if no worker did.
 
     `seq` numbers the results of a job from 1 without gaps, in the order in which they are recorded.
@@ -32,8 +33,7 @@ class RecordResult:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordTrouble:
+class RecordTrouble(Struct, frozen=True, gc=False):
     """A task failed and is tried again, or lost its worker: its counters now."""
 
     job: JobId

@@ -1,0 +1,227 @@
+"""How many tasks go to whom: fills hungry workers, and takes back from full ones when others are idle.
+
+Called once per `Scheduler.handle`, after all events are applied. Which job is next is decided by
+`matching`; here it is decided how much of it a worker gets:
+
+* a full hand is what its slots can run plus about `lookahead_s` of work, by the job's measured task
+  duration; long tasks, tasks that must not run twice and tasks of unknown length travel (nearly) alone;
+* it is filled up again when less than half is left, so that short tasks travel by the hundred;
+* nobody gets more than his fair part of what is queued: guided self-scheduling (Polychronopoulos and
+  Kuck 1987, DOI 10.1109/TC.1987.5009495), down to parcels that are not worth a message of their own;
+* when somebody is idle and nothing is queued for him, the fullest hand is asked to give back half of
+  what it cannot have started.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from kestrel.core import effects as fx
+from kestrel.core.books import Books
+from kestrel.core.jobs import TASK_S_MIN, UNIT, Attempt, Job
+from kestrel.core.matching import Signature, WorkerClass
+from kestrel.core.pool import Worker
+from kestrel.core.story import Entry
+
+LENDERS_LOOKED_AT_MAX: Final = 32
+"""How many candidates one search for a full hand looks at; the next event goes on where it stopped."""
+
+
+class Dispatch:
+    """Turns queued tasks into assignments."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self._lending: dict[Signature, None] = {}
+        """Signatures of which some worker may have more than it can start."""
+
+    def settle(self) -> None:
+        """Hand out what can be handed out; then say which jobs ended and which changed."""
+        books = self.books
+        self._release_settled()
+        fresh: dict[Signature, None] = {}
+        for job in books.touched:
+            if job.ended is None and books.matching.update(job):
+                fresh[job.signature] = None
+        for signature in fresh:
+            self._feed_takers_of(signature)
+        dirty = [cls for cls in books.pool.dirty if cls.hungry]
+        self._feed(dirty)
+        for cls in dirty:
+            if cls.idle:
+                self._balance(cls)
+        books.pool.dirty.clear()
+        touched, books.touched = books.touched, {}
+        for job in touched:
+            books.end_if_done(job)
+        books.effects.extend([fx.AnnounceJob(job.id) for job in touched])
+
+    def _release_settled(self) -> None:
+        """The grace period after a restart is over: what is still queued has no worker."""
+        books = self.books
+        if not books.settling or books.now < books.settle_at:
+            return
+        for job in books.settling:
+            job.settling = False
+            books.touched[job] = None
+            if job.cancelled:
+                books.cancel_queued(job, job.cancel_queued())
+                job.marks = {task: mark for task, mark in job.marks.items() if task in job.running}
+        books.settling.clear()
+
+    # --- filling hands --------------------------------------------------------------------------------
+
+    def _feed_takers_of(self, signature: Signature) -> None:
+        """Queued tasks appeared: serve those who want work, the classes in turn."""
+        while signature.ready and signature.hungry:
+            cls = next(iter(signature.hungry))
+            signature.hungry.move_to_end(cls)
+            job = self.books.matching.best_for(cls)
+            if job is not None:
+                self._serve(cls, job)
+
+    def _feed(self, classes: list[WorkerClass]) -> None:
+        """Somebody in these classes wants work: serve the classes in turn."""
+        line = deque(classes)
+        while line:
+            cls = line.popleft()
+            job = self.books.matching.best_for(cls) if cls.hungry else None
+            if job is not None:
+                self._serve(cls, job)
+                line.append(cls)
+
+    def _serve(self, cls: WorkerClass, job: Job) -> None:
+        """Give the hungriest worker of a class its part of a job, or take it out of the line."""
+        worker = cls.hungry.first()
+        if worker is None:
+            return
+        room = self._room(worker, job)
+        if room < 1:
+            self.books.pool.sate(worker)
+            return
+        part = self._fair_part(worker, job)
+        self._assign(worker, job, min(room, part, self.books.settings.batch_max))
+        if part < room and worker.used >= worker.offer.slots:
+            self.books.pool.sate(worker)
+
+    def _room(self, worker: Worker, job: Job) -> int:
+        """How many tasks of the job the worker's hand should take now; 0 when there is no free slot for it.
+
+        A free slot that is too narrow for the task is reason enough for one: it waits there for the
+        others to end, else narrow tasks would keep a wide one out for ever.
+        """
+        slots = worker.offer.slots
+        room = (slots * UNIT - worker.load()) // job.unit
+        if not job.samples and job.terms.restart:
+            a_little = 1 + slots // 4
+            room = max(room, (slots + a_little - worker.used) // job.terms.slots)
+        if room < 1:
+            if worker.used >= slots:
+                return 0
+            room = 1
+        return min(room, self.books.settings.backlog_max - len(worker.hand))
+
+    def _fair_part(self, worker: Worker, job: Job) -> int:
+        """The worker's part of the queue by its slots, but no less than a parcel worth sending."""
+        slots = worker.offer.slots
+        part = -(-job.queued * slots // job.signature.capacity)
+        if job.samples:
+            a_time = int(self.books.settings.parcel_s_min / max(job.task_s, TASK_S_MIN))
+            part = max(part, slots // job.terms.slots * a_time)
+        return part
+
+    def _assign(self, worker: Worker, job: Job, count: int) -> None:
+        books = self.books
+        tasks = job.take(count)
+        first = books.next_attempt
+        books.next_attempt = first + len(tasks)
+        hand, running = worker.hand, job.running
+        if not hand:
+            worker.progress = books.now
+        for number, task in enumerate(tasks, first):
+            hand[number] = running[task] = Attempt(number, job, task, worker)
+        worker.count(job, len(tasks))
+        books.touched[job] = None
+        books.matching.update(job)
+        books.effects.append(fx.AssignTasks(worker.id, job.id, first, list(tasks)))
+        books.story.add(Entry(books.now, job.id, tasks, "given out", worker.id, first, True))
+        books.pool.refresh(worker)
+        self._note_excess(worker, job)
+
+    # --- taking back ----------------------------------------------------------------------------------
+
+    def note_excess(self, worker: Worker) -> None:
+        """The worker's hand was changed by more than reports: see what it could give back."""
+        for job in worker.per_job:
+            if job.ended is None:
+                self._note_excess(worker, job)
+
+    def _note_excess(self, worker: Worker, job: Job) -> None:
+        excess = _excess(worker, job)
+        if excess > 0:
+            job.lenders.put(worker, -excess)
+            job.signature.lenders[job] = None
+            self._lending[job.signature] = None
+
+    def look_for_balance(self) -> None:
+        """Time passed: tasks may take longer than was thought while others are idle."""
+        for signature in list(self._lending):
+            if not signature.lenders:
+                del self._lending[signature]
+                continue
+            for cls in signature.hungry:
+                if cls.idle and not self._relieve(signature, cls):
+                    break
+
+    def _balance(self, cls: WorkerClass) -> None:
+        """Workers of this class are idle, and nothing is queued that they could run."""
+        for signature in cls.signatures:
+            if signature.lenders:
+                self._relieve(signature, cls)
+
+    def _relieve(self, signature: Signature, cls: WorkerClass) -> bool:
+        """Ask for at most as many hands' excess as there are idle workers; false if none was found."""
+        while signature.revokes < cls.idle:
+            if not self._revoke_from_fullest(signature):
+                return False
+        return True
+
+    def _revoke_from_fullest(self, signature: Signature) -> bool:
+        """The keys in `lenders` are upper bounds: reports only make hands smaller."""
+        books = self.books
+        for _ in range(LENDERS_LOOKED_AT_MAX):
+            job = next(iter(signature.lenders), None)
+            if job is None:
+                return False
+            worker = job.lenders.first()
+            if worker is None:
+                del signature.lenders[job]
+                continue
+            excess = _excess(worker, job)
+            if excess <= 0 or worker.revoking is not None:
+                job.lenders.discard(worker)
+            elif job.lenders.key(worker) != -excess:
+                job.lenders.put(worker, -excess)
+            elif self._wait_s(worker, job, excess) < books.settings.parcel_s_min:
+                signature.lenders.move_to_end(job)
+                if len(signature.lenders) == 1:
+                    return False
+            else:
+                job.lenders.discard(worker)
+                worker.revoking = job
+                signature.revokes += 1
+                books.effects.append(fx.RevokeTasks(worker.id, job.id, (excess + 1) // 2))
+                return True
+        return False
+
+    def _wait_s(self, worker: Worker, job: Job, excess: int) -> float:
+        """How long the worker will need for its excess; its silence says that tasks are long."""
+        task_s = max(job.task_s, self.books.now - worker.progress)
+        return excess * job.terms.slots * task_s / worker.offer.slots
+
+
+def _excess(worker: Worker, job: Job) -> int:
+    """How many tasks of the job the worker has, but cannot have started."""
+    over = worker.used - worker.offer.slots
+    return min(worker.per_job.get(job, 0), -(-over // job.terms.slots))

@@ -1,0 +1,194 @@
+"""What must hold of the scheduler's state between two events; each line of it was a bug somewhere once.
+
+Only reads, looks at everything, and raises `InternalError` with what is remembered of the thing
+concerned. Called by tests, by the simulator after each step, and by whoever doubts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kestrel.core.books import Books
+from kestrel.core.jobs import REQUEUED, RUNNING, UNIT, Attempt, Job
+from kestrel.core.model import JobId, TaskIndex, TaskState
+from kestrel.core.pool import Worker
+from kestrel.errors import InternalError
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Two parts of the state that disagree."""
+
+    text: str
+    job: JobId | None = None
+    task: TaskIndex | None = None
+
+
+def check(books: Books) -> None:
+    """Raise `InternalError` for the first fault; the text names them all."""
+    faults = [*_faults(books)]
+    if not faults:
+        return
+    story: list[str] = []
+    for fault in faults:
+        if fault.job is not None:
+            story += books.story.tell(fault.job, fault.task, books.now)
+    raise InternalError("; ".join(fault.text for fault in faults), story="\n".join(story))
+
+
+def _faults(books: Books) -> Iterator[Fault]:
+    for job in books.jobs.values():
+        yield from _job_faults(books, job)
+    for worker in books.pool.workers.values():
+        yield from _worker_faults(books, worker)
+    yield from _pool_faults(books)
+    yield from _matching_faults(books)
+    yield from _dispatch_faults(books)
+
+
+def _job_faults(books: Books, job: Job) -> Iterator[Fault]:
+    name = f"job {job.id}"
+    found = [job.states.count(state) for state in TaskState]
+    found[TaskState.QUEUED] += job.states.count(REQUEUED)
+    if found != job.counts or sum(found) != job.size:
+        yield Fault(f"{name}: counts are {job.counts}, the bytes say {found}", job.id)
+    terminal = sum(found[TaskState.COMPLETED :])
+    if job.last_seq != terminal:
+        yield Fault(f"{name}: {job.last_seq} results are numbered, {terminal} tasks are terminal", job.id)
+    for text in job.queue_faults():
+        yield Fault(f"{name}: {text}", job.id)
+    running = {task for task, byte in enumerate(job.states) if byte == RUNNING}
+    if running != job.running.keys():
+        yield Fault(f"{name}: runs {sorted(job.running)}, the bytes say {sorted(running)}", job.id)
+    for task, mark in job.marks.items():
+        if job.state(task).terminal:
+            yield Fault(f"{name}: task {task} has ended, but is marked", job.id, task)
+        if mark.twins and task not in job.running:
+            yield Fault(f"{name}: task {task} has twins, but does not run", job.id, task)
+        if mark.cancelling and task not in job.running:
+            yield Fault(f"{name}: task {task} is being cancelled, but does not run", job.id, task)
+        if mark.losses >= books.settings.losses_max:
+            yield Fault(f"{name}: task {task} is poison, but was not set aside", job.id, task)
+        if len(mark.superseded) > books.settings.superseded_max:
+            yield Fault(f"{name}: task {task} remembers too many attempts", job.id, task)
+    for attempt in _live(job):
+        if attempt.worker.hand.get(attempt.id) is not attempt or attempt.void:
+            text = f"{name}: task {attempt.task} runs on {attempt.worker.id}, which does not have it"
+            yield Fault(text, job.id, attempt.task)
+    if (job.ended is not None) != (not job.open and terminal == job.size and not job.settling):
+        yield Fault(f"{name}: ended is {job.ended}, though {terminal} of {job.size} are terminal", job.id)
+    if job.cancelled and job.queued and not job.settling:
+        yield Fault(f"{name}: is cancelled, but has queued tasks", job.id)
+
+
+def _live(job: Job) -> list[Attempt]:
+    return [*job.running.values(), *(twin for mark in job.marks.values() for twin in mark.twins)]
+
+
+def _worker_faults(books: Books, worker: Worker) -> Iterator[Fault]:
+    name = f"worker {worker.id}"
+    per_job = Counter(attempt.job for attempt in worker.hand.values())
+    if per_job != worker.per_job:
+        yield Fault(f"{name}: counts of its hand are wrong")
+    used = sum(attempt.job.terms.slots for attempt in worker.hand.values())
+    slots = worker.offer.slots
+    if used != worker.used or worker.busy != min(used, slots):
+        yield Fault(f"{name}: {worker.used} slots are counted as used, {used} are")
+    for number, attempt in worker.hand.items():
+        job, task = attempt.job, attempt.task
+        if number != attempt.id or attempt.worker is not worker:
+            yield Fault(
+                f"{name}: holds attempt {attempt.id} of {attempt.worker.id} as {number}", job.id, task
+            )
+        if number >= books.next_attempt:
+            yield Fault(f"{name}: holds attempt {number}, which was never given out", job.id, task)
+        if not attempt.void and not any(live is attempt for live in _attempts_of(job, task)):
+            yield Fault(f"{name}: attempt {number} is live, but its task does not know it", job.id, task)
+    if worker.revoking is not None and worker.revoking not in worker.per_job:
+        yield Fault(f"{name}: was asked to give back tasks of a job that it does not hold")
+    if books.pool.workers.get(worker.id) is not worker or worker not in worker.cls.members:
+        yield Fault(f"{name}: is not where it belongs")
+    if worker.drained and worker in worker.cls.hungry:
+        yield Fault(f"{name}: is drained, but wants work")
+    should_be_idle = not worker.drained and used < slots and len(worker.hand) < books.settings.backlog_max
+    if worker.idle != should_be_idle or (worker.idle and worker not in worker.cls.hungry):
+        yield Fault(f"{name}: idle is {worker.idle} with {used} of {slots} slots used")
+
+
+def _attempts_of(job: Job, task: TaskIndex) -> list[Attempt]:
+    mark = job.marks.get(task)
+    current = job.running.get(task)
+    return ([] if current is None else [current]) + ([] if mark is None else mark.twins)
+
+
+def _pool_faults(books: Books) -> Iterator[Fault]:
+    pool = books.pool
+    workers = pool.workers.values()
+    if pool.slots != sum(w.offer.slots for w in workers) or pool.busy != sum(w.busy for w in workers):
+        yield Fault(f"the pool counts {pool.busy} of {pool.slots} slots as busy, which is wrong")
+    order = [w.heard for w in pool._by_heard]
+    if order != sorted(order) or len(order) != len(workers) or len(pool._by_touched) != len(workers):
+        yield Fault("the order of leases is wrong")
+    in_hand: Counter[Job] = Counter()
+    for worker in workers:
+        in_hand.update(worker.per_job)
+    for job in books.jobs.values():
+        if job.in_hand != in_hand[job]:
+            yield Fault(
+                f"job {job.id}: {job.in_hand} attempts are counted, {in_hand[job]} are in hand", job.id
+            )
+    for user in books.users.values():
+        load = sum(job.unit * job.in_hand for job in in_hand.keys() | books.jobs.values() if job.user is user)
+        jobs = sum(job.user is user for job in books.jobs.values())
+        if user.load != load or user.jobs != jobs:
+            yield Fault(f"user {user.name}: load is {user.load}, should be {load}")
+
+
+def _matching_faults(books: Books) -> Iterator[Fault]:
+    matching = books.matching
+    for job in matching.jobs.values():
+        ready = job.queued > 0 and not job.settling
+        waiting = job.signature.ready.get(job.terms.priority, {}).get(job.user, [])
+        if job.listed != ready or waiting.count(job.id) != ready or waiting != sorted(waiting):
+            yield Fault(f"job {job.id}: being a candidate is {job.listed}, should be {ready}", job.id)
+    if matching.jobs.keys() != {job.id for job in books.jobs.values() if job.ended is None}:
+        yield Fault("jobs that have not ended are not those that are matched")
+    for signature in matching.signatures.values():
+        name = f"signature {sorted(signature.requires)}/{signature.slots}"
+        fitting = {cls for cls in matching.classes.values() if signature.matches(cls.offer)}
+        if fitting != signature.classes.keys() or any(signature not in cls.signatures for cls in fitting):
+            yield Fault(f"{name}: its classes are wrong")
+        if signature.hungry.keys() != {cls for cls in fitting if cls.hungry}:
+            yield Fault(f"{name}: its hungry classes are wrong")
+        if signature.capacity != sum(cls.capacity for cls in fitting):
+            yield Fault(f"{name}: capacity is wrong")
+        if (signature in matching.ready) != bool(signature.ready):
+            yield Fault(f"{name}: being ready is wrong")
+        if signature.jobs != sum(job.signature is signature for job in matching.jobs.values()):
+            yield Fault(f"{name}: the number of its jobs is wrong")
+        asked = sum(
+            w.revoking is not None and w.revoking.signature is signature for w in books.pool.workers.values()
+        )
+        if signature.revokes != asked:
+            yield Fault(f"{name}: {signature.revokes} revocations are counted, {asked} are out")
+    for cls in matching.classes.values():
+        if not cls.members or cls.capacity != sum(w.offer.slots for w in cls.members if not w.drained):
+            yield Fault(f"class {cls.offer}: members or capacity are wrong")
+        if cls.idle != sum(w.idle for w in cls.members) or any(w not in cls.members for w in cls.hungry):
+            yield Fault(f"class {cls.offer}: idle or hungry workers are wrong")
+
+
+def _dispatch_faults(books: Books) -> Iterator[Fault]:
+    """After an event is handled nobody is idle whom a queued task fits."""
+    if books.touched or books.effects or books.pool.dirty:
+        yield Fault("something was not settled")
+    for cls in books.matching.classes.values():
+        job = books.matching.best_for(cls)
+        if cls.idle and job is not None:
+            yield Fault(f"{cls.idle} workers of a class are idle, though job {job.id} waits", job.id)
+    for worker in books.pool.workers.values():
+        for job in worker.per_job:
+            if not 0 < job.unit <= UNIT * job.terms.slots:
+                yield Fault(f"job {job.id}: unit {job.unit} is out of bounds", job.id)

@@ -1,0 +1,327 @@
+"""The manager's side of the core: jobs, workers, matching, leases, retries. Events in, effects out.
+
+`Scheduler.handle` applies all events that arrived together and then hands out work once; the queries
+answer without changing anything. It does no I/O, tells no time, draws no chance: the same events give
+the same effects, always. Called by the manager's shell and by the simulator.
+
+The parts: `jobs` and `pool` hold the state, `matching` who may run what, `books` the moves of one task,
+`outcomes` what becomes of attempts, `dispatch` how much goes to whom, `story` and `explain` tell it to
+people, `invariants` checks everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from kestrel.core import effects as fx
+from kestrel.core import events as ev
+from kestrel.core.books import Books, Strays
+from kestrel.core.dispatch import Dispatch
+from kestrel.core.explain import explain_job, explain_task, mismatch
+from kestrel.core.invariants import check
+from kestrel.core.jobs import QUEUED, RUNNING, Job
+from kestrel.core.model import (
+    AttemptId,
+    JobCounts,
+    JobId,
+    JobState,
+    RestoredJob,
+    SchedulerSettings,
+    TaskIndex,
+    TaskState,
+    WorkerId,
+)
+from kestrel.core.outcomes import Outcomes
+from kestrel.core.pool import DepartedWorker, Worker, WorkerView
+from kestrel.errors import InternalError, UsageError
+
+
+class Scheduler:
+    """One life of a manager; `epoch` must never have been used before."""
+
+    def __init__(self, settings: SchedulerSettings, epoch: int) -> None:
+        self._books = Books(settings, epoch)
+        self._outcomes = Outcomes(self._books)
+        self._dispatch = Dispatch(self._books)
+        self._refused: set[WorkerId] = set()
+
+    def handle(self, events: Sequence[ev.Event], now: float) -> list[fx.Effect]:
+        """Apply all events, then hand out work once. `now`: monotonic seconds.
+
+        Raises `InternalError` for events that no sound shell sends (an unknown job extended, a job
+        submitted twice); such an event changes nothing, and those before it in the sequence are kept.
+        """
+        books = self._books
+        books.now = now
+        self._refused.clear()
+        for event in events:
+            self._apply(event)
+        self._dispatch.settle()
+        effects, books.effects = books.effects, []
+        return effects
+
+    def forget(self, job: JobId) -> None:
+        """Drop a job that has ended; raises `UsageError` if it has not."""
+        found = self._job(job)
+        if found.ended is None:
+            raise UsageError(f"job {job} has not ended, so it cannot be forgotten", hint="cancel it first")
+        self._books.forget_job(found)
+
+    # --- events -----------------------------------------------------------------------------------------
+
+    def _apply(self, event: ev.Event) -> None:
+        match event:
+            case ev.AttemptsReported():
+                self._on_attempts_reported(event)
+            case ev.WorkerHeard(name):
+                self._known(name)
+            case ev.AttemptsRevoked():
+                self._on_attempts_revoked(event)
+            case ev.JobSubmitted():
+                self._on_job_submitted(event)
+            case ev.JobExtended():
+                self._on_job_extended(event)
+            case ev.JobCancelled():
+                self._on_job_cancelled(event)
+            case ev.JobRestored(restored):
+                self._on_job_restored(restored)
+            case ev.WorkerJoined():
+                self._on_worker_joined(event)
+            case ev.WorkerLost(name, reason):
+                worker = self._books.pool.workers.get(name)
+                if worker is not None:
+                    self._lose_worker(worker, reason)
+            case ev.WorkerDrained(name, drained):
+                worker = self._books.pool.workers.get(name)
+                if worker is not None:
+                    self._books.pool.drain(worker, drained)
+            case ev.TimePassed():
+                self._on_time_passed()
+            case _:
+                assert_never(event)
+
+    def _on_job_submitted(self, event: ev.JobSubmitted) -> None:
+        if event.job in self._books.jobs:
+            raise InternalError(f"job {event.job} was submitted twice")
+        job = self._books.add_job(event.job, event.terms, bytearray(event.size))
+        job.open = event.open
+        self._books.tell(event.job, None, f"submitted with {event.size} tasks")
+
+    def _on_job_extended(self, event: ev.JobExtended) -> None:
+        job = self._books.jobs.get(event.job)
+        if job is None or not job.open:
+            raise InternalError(f"job {event.job} is not open, but was extended by {event.count} tasks")
+        job.extend(event.count)
+        job.open = not event.last
+        self._books.touched[job] = None
+
+    def _on_job_cancelled(self, event: ev.JobCancelled) -> None:
+        job = self._books.jobs.get(event.job)
+        if job is None or job.ended is not None or job.cancelled:
+            return
+        if event.tasks is None:
+            self._outcomes.cancel_job(job)
+        else:
+            self._outcomes.cancel_tasks(job, event.tasks)
+
+    def _on_job_restored(self, restored: RestoredJob) -> None:
+        """Without effects until `settle_s` have passed: its workers may come back with running tasks."""
+        books = self._books
+        if restored.job in books.jobs:
+            raise InternalError(f"job {restored.job} was restored twice")
+        if restored.states.count(RUNNING):
+            raise InternalError(f"job {restored.job} was restored with running tasks: none are ever stored")
+        job = books.add_job(restored.job, restored.terms, bytearray(restored.states))
+        job.settling = True
+        job.counts = [restored.states.count(state) for state in TaskState]
+        job.last_seq = job.size - job.counts[QUEUED]
+        job.open = restored.open and not restored.cancelled
+        job.cancelled = restored.cancelled
+        job.reruns = restored.reruns
+        for task, trouble in restored.troubles.items():
+            if job.states[task] == QUEUED:
+                mark = job.mark(task)
+                mark.failures, mark.losses = trouble.failures, trouble.losses
+        if not books.settling:
+            books.settle_at = books.now + books.settings.settle_s
+        books.settling.append(job)
+        books.touched.pop(job, None)
+        books.tell(job.id, None, "restored from the store")
+
+    def _on_worker_joined(self, event: ev.WorkerJoined) -> None:
+        books = self._books
+        worker = books.pool.workers.get(event.worker)
+        if worker is None:
+            worker = books.pool.join(event.worker, event.offer, books.now)
+        else:
+            books.pool.hear(worker, books.now)
+            books.pool.change_offer(worker, event.offer)
+            worker.end_revoke()
+        books.effects.append(fx.WelcomeWorker(worker.id))
+        self._outcomes.rejoin(worker, event.held)
+        self._dispatch.note_excess(worker)
+
+    def _on_attempts_reported(self, event: ev.AttemptsReported) -> None:
+        worker = self._known(event.worker)
+        if worker is not None:
+            self._outcomes.report(worker, event.outcomes)
+        else:
+            for outcome in event.outcomes:
+                self._outcomes.stray(event.worker, outcome)
+        self._books.effects.append(fx.AcknowledgeReport(event.worker, event.number))
+
+    def _on_attempts_revoked(self, event: ev.AttemptsRevoked) -> None:
+        worker = self._known(event.worker)
+        if worker is not None:
+            self._outcomes.revoked(worker, event.job, event.attempts)
+            if event.attempts:
+                # after an empty answer it is not asked again before it gets more: it has started all
+                self._dispatch.note_excess(worker)
+
+    def _on_time_passed(self) -> None:
+        books = self._books
+        for worker in books.pool.expired(books.now):
+            self._lose_worker(worker, f"not heard for {books.now - worker.heard:.1f} s")
+        books.effects.extend([fx.ProbeWorker(w.id) for w in books.pool.to_probe(books.now)])
+        self._dispatch.look_for_balance()
+
+    def _lose_worker(self, worker: Worker, reason: str) -> None:
+        books = self._books
+        worker.end_revoke()
+        requeued = self._outcomes.take_back(worker, list(worker.hand.values()), reason)
+        books.pool.leave(worker, books.now, reason, requeued)
+        books.effects.append(fx.AnnounceWorkerLost(worker.id, reason, requeued))
+
+    def _known(self, name: WorkerId) -> Worker | None:
+        """The worker that gave this sign of life; an unknown one is refused, once per `handle`."""
+        books = self._books
+        worker = books.pool.workers.get(name)
+        if worker is not None:
+            books.pool.hear(worker, books.now)
+        elif name not in self._refused:
+            self._refused.add(name)
+            reason = (
+                "this manager does not know you as a worker: you were away for too long, or it was restarted"
+            )
+            books.effects.append(fx.RefuseWorker(name, reason))
+        return worker
+
+    # --- questions ----------------------------------------------------------------------------------------
+
+    def _job(self, job: JobId) -> Job:
+        found = self._books.jobs.get(job)
+        if found is None:
+            raise UsageError(f"the scheduler knows no job {job}", hint="it has ended, or never was")
+        return found
+
+    def job_ids(self) -> list[JobId]:
+        """Jobs that were not forgotten, in the order they came."""
+        return list(self._books.jobs)
+
+    def has_job(self, job: JobId) -> bool:
+        return job in self._books.jobs
+
+    def job_state(self, job: JobId) -> JobState:
+        """PENDING until a worker has had a task of it."""
+        found = self._job(job)
+        if found.ended is not None:
+            return found.ended
+        return JobState.RUNNING if found.counts[RUNNING] or found.last_seq else JobState.PENDING
+
+    def counts(self, job: JobId) -> JobCounts:
+        """A copy."""
+        return self._job(job).counts_view()
+
+    def size(self, job: JobId) -> int:
+        return self._job(job).size
+
+    def is_open(self, job: JobId) -> bool:
+        return self._job(job).open
+
+    def last_seq(self, job: JobId) -> int:
+        """How many results it has; they are numbered from 1."""
+        return self._job(job).last_seq
+
+    def reruns(self, job: JobId) -> int:
+        """Attempts that were lost with their worker and tried again."""
+        return self._job(job).reruns
+
+    def task_state(self, job: JobId, task: TaskIndex) -> TaskState:
+        return self._job(job).state(task)
+
+    def trouble(self, job: JobId, task: TaskIndex) -> tuple[int, int]:
+        """Failures and losses so far of a task that has not ended; (0, 0) for others."""
+        mark = self._job(job).marks.get(task)
+        return (0, 0) if mark is None else (mark.failures, mark.losses)
+
+    def task_worker(self, job: JobId, task: TaskIndex) -> tuple[WorkerId, AttemptId] | None:
+        """Who has the task, under which attempt; None if nobody has."""
+        attempt = self._job(job).running.get(task)
+        return None if attempt is None else (attempt.worker.id, attempt.id)
+
+    def running(self, job: JobId) -> list[TaskIndex]:
+        """Tasks in workers' hands."""
+        return list(self._job(job).running)
+
+    def workers(self) -> dict[WorkerId, WorkerView]:
+        """All workers, in the order they joined."""
+        return {
+            name: WorkerView(
+                offer=w.offer,
+                in_hand=len(w.hand),
+                used=w.busy,
+                drained=w.drained,
+                joined=w.joined,
+                heard=w.heard,
+                completed=w.completed,
+                failed=w.failed,
+            )
+            for name, w in self._books.pool.workers.items()
+        }
+
+    def totals(self) -> tuple[int, int, int]:
+        """Workers, slots, busy slots. O(1)."""
+        pool = self._books.pool
+        return len(pool.workers), pool.slots, pool.busy
+
+    def lost_workers(self) -> list[DepartedWorker]:
+        """Workers that left, the latest last; at most `lost_workers_kept`."""
+        return list(self._books.pool.departed)
+
+    def strays(self) -> Strays:
+        """Reports that did not come from the attempt that was waited for."""
+        return self._books.strays
+
+    def next_wake(self, now: float) -> float | None:
+        """When `TimePassed` should come next at the latest; None: nothing is waited for.
+
+        An idle worker beside a full one is also looked at with each `TimePassed`, but for that a few
+        times a second are enough.
+        """
+        times = []
+        deadline = self._books.pool.next_deadline()
+        if deadline is not None:
+            times.append(deadline)
+        if self._books.settling:
+            times.append(self._books.settle_at)
+        return max(now, min(times)) if times else None
+
+    def explain(self, job: JobId, task: TaskIndex | None, now: float) -> list[str]:
+        """Why the job, or one task of it, is not running, or how it runs: the most important first."""
+        found = self._job(job)
+        if task is None:
+            return explain_job(self._books, found, now)
+        return explain_task(self._books, found, task, now)
+
+    def warning(self, job: JobId, now: float) -> str:
+        """Why the job cannot run in the pool as it is; empty if somebody could run it."""
+        return " ".join(mismatch(self._books, self._job(job), now))
+
+    def story(self, job: JobId, task: TaskIndex | None, now: float | None = None) -> list[str]:
+        """What is remembered of a task (None: of the job), oldest first; ages if `now` is given."""
+        return self._books.story.tell(job, task, now)
+
+    def check_invariants(self) -> None:
+        """Raise `InternalError`, with the story, if any two parts of the state disagree. Not cheap."""
+        check(self._books)
