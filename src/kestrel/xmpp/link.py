@@ -163,6 +163,8 @@ class XmppLink:
         if events is None:
             return
         sender = self._sender(stanza)
+        if sender == self.address:
+            return
         match stanza.attrs.get("type"):
             case None:
                 show = stanza.child_text(stanza.ns, "show") or ""

@@ -45,8 +45,10 @@ async def register(
         async with asyncio.timeout(REGISTER_S_MAX):
             dialled = await dial(endpoint)
             try:
-                for _ in range(1 if username else NAMES_TRIED_MAX):
-                    name = username or f"w-{secrets.token_hex(5)}"
+                names = (
+                    [username] if username else [f"w-{secrets.token_hex(5)}" for _ in range(NAMES_TRIED_MAX)]
+                )
+                for name in names:
                     answer = await _ask(dialled.wire, name, password, token)
                     if answer.attrs.get("type") == "result":
                         return str(JID(JID.parse(f"{name}@{domain}").local, endpoint.domain, "")), password
@@ -54,7 +56,7 @@ async def register(
                     if condition != "conflict":
                         raise _refusal(condition, answer, endpoint.domain)
                 raise UsageError(
-                    f"The name {name!r} is taken on {endpoint.domain}.", hint="Choose another name."
+                    f"The name {names[-1]!r} is taken on {endpoint.domain}.", hint="Choose another name."
                 )
             finally:
                 await dialled.wire.close()

@@ -17,7 +17,7 @@ from kestrel.errors import AuthenticationError, EnvironmentProblem, KestrelError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import REQUEST, AckCounter, AckError
 from kestrel.xmpp.stream import Stanza
-from kestrel.xmpp.wire import OUTGOING_BYTES_MAX, Wire, stream_problem
+from kestrel.xmpp.wire import OUTGOING_BYTES_MAX, StreamRefusedError, Wire, stream_problem
 
 log = logging.getLogger("kestrel.xmpp")
 
@@ -192,7 +192,7 @@ class Session(ABC):
         finally:
             self._up.clear()
             self._wire = None
-            problem = wire.problem
+            problem = self._final(wire.problem) if wire.problem is not None else None
             if not wire.closed.done():
                 wire.drop(EnvironmentProblem("The session was cancelled.", retry=True))
             await _cancel(watching)
@@ -216,7 +216,8 @@ class Session(ABC):
         elif tag == _ACK_TAG:
             self._on_ack(stanza)
         elif tag == _ERROR_TAG:
-            self._on_stream_error(stanza)
+            if self._wire is not None:
+                self._wire.drop(stream_problem(stanza))
         else:
             log.debug("xmpp.unknown_element", extra={"element": tag})
 
@@ -228,17 +229,15 @@ class Session(ABC):
         except AckError as problem:
             self._wire.drop(problem)
 
-    def _on_stream_error(self, stanza: Stanza) -> None:
-        refused = stream_problem(stanza)
-        problem: KestrelError = refused
-        if refused.condition == "conflict":
-            problem = EnvironmentProblem(
+    def _final(self, problem: KestrelError) -> KestrelError:
+        """Being replaced is final: two processes with one address would throw each other out for ever."""
+        if isinstance(problem, StreamRefusedError) and problem.condition == "conflict":
+            return EnvironmentProblem(
                 f"Somebody else has connected as {self.address}; this session was replaced.",
                 hint="Give each process a resource (or component) of its own.",
                 code="conflict",
             )
-        if self._wire is not None:
-            self._wire.drop(problem)
+        return problem
 
     async def _watch(self, wire: Wire) -> None:
         """Ping a server that has been quiet, and drop the wire if it stays so (XEP-0199)."""

@@ -23,6 +23,7 @@ OUTGOING_BYTES_MAX = 64 * 1024 * 1024
 """Bytes that may wait for a slow server before the connection is given up."""
 NEGOTIATION_EVENTS_MAX = 64
 """Elements that may wait while a stream is being negotiated."""
+_ERROR_TAG = f"{x.NS_STREAM} error"
 CLOSE_S_MAX = 1.0
 """How long the other end may take to answer the end of the stream."""
 
@@ -84,6 +85,8 @@ class Wire(asyncio.Protocol):
                 self._hand_over(event)
             elif isinstance(event, StreamEnd):
                 self.drop(EnvironmentProblem("The server closed the stream.", retry=True))
+            elif isinstance(event, Stanza) and event.tag == _ERROR_TAG:
+                self._refuse(stream_problem(event))
             elif len(self._events) < NEGOTIATION_EVENTS_MAX:
                 self._events.append(event)
                 self._wake()
@@ -124,12 +127,10 @@ class Wire(asyncio.Protocol):
         raise PeerError(f"The server sent {event.name!r} before its stream header.")
 
     async def element(self) -> Stanza:
-        """The next element; a stream error is raised."""
+        """The next element. A stream error is raised, after what came before it has been pulled."""
         event = await self.next()
         if isinstance(event, StreamHeader):
             raise PeerError("The server sent a second stream header.")
-        if event.ns == x.NS_STREAM and event.name == "error":
-            raise stream_problem(event)
         return event
 
     def deliver(self, callback: Callable[[Stanza], None]) -> None:
