@@ -1,0 +1,157 @@
+"""What is in the spool survives anything but its acknowledgement."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kestrel.core.execution_events import Ending, Finished
+from kestrel.core.model import AttemptEnd
+from kestrel.errors import EnvironmentProblem
+from kestrel.ports import ProcessEnded
+from kestrel.worker.reports import render, report_message
+from kestrel.worker.spool import FileSpool, MemorySpool
+
+
+def finished(attempt: int, out: str = "") -> Finished:
+    facts = ProcessEnded(attempt, 0, out=out, out_bytes=len(out))
+    return render(Ending(3, attempt + 100, attempt, AttemptEnd.COMPLETED, facts=facts))
+
+
+def kept(directory: Path) -> list[Finished]:
+    spool = FileSpool(directory)
+    spool.close()
+    return list(spool.restored)
+
+
+def test_what_was_kept_and_not_forgotten_is_there_in_the_next_life(tmp_path: Path) -> None:
+    results = [finished(i, 'x\n"&<>\ufffd') for i in range(5)]
+    spool = FileSpool(tmp_path)
+    assert (spool.life, list(spool.restored)) == (1, [])
+    spool.keep(results)
+    spool.forget([1, 3])
+    spool.close()
+    again = FileSpool(tmp_path)
+    assert again.life == 2
+    assert list(again.restored) == [results[0], results[2], results[4]]
+    again.forget([0, 2, 4])
+    again.close()
+    assert kept(tmp_path) == []
+    assert (tmp_path / "finished.journal").stat().st_size < 100
+
+
+def test_a_torn_last_record_is_dropped_and_the_rest_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1), finished(2)])
+    spool.close()
+    journal = tmp_path / "finished.journal"
+    journal.write_bytes(journal.read_bytes()[:-5])
+    assert kept(tmp_path) == [finished(1)]
+    assert "spool_torn_record" in caplog.text
+
+
+def test_a_damaged_record_harms_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1), finished(2), finished(3)])
+    spool.close()
+    journal = tmp_path / "finished.journal"
+    lines = journal.read_bytes().split(b"\n")
+    lines[2] = b"\xff" + lines[2][1:]
+    journal.write_bytes(b"\n".join(lines))
+    assert kept(tmp_path) == [finished(1), finished(3)]
+    assert "spool_bad_record" in caplog.text
+
+
+def test_a_killed_worker_loses_nothing_that_it_kept(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from kestrel.core.execution_events import Finished
+from kestrel.worker.spool import FileSpool
+body = b'{"job":3,"task":101,"attempt":1}'
+FileSpool(Path(sys.argv[1])).keep([Finished(3, 101, 1, body, 1)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=60)
+    assert [f.attempt for f in kept(tmp_path)] == [1]
+
+
+def test_a_second_worker_in_the_same_directory_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path)
+    with pytest.raises(EnvironmentProblem, match=f"in use by another worker.*{os.getpid()}") as problem:
+        FileSpool(tmp_path)
+    assert problem.value.code == "in_use"
+    spool.close()
+    FileSpool(tmp_path).close()
+
+
+def test_the_journal_does_not_grow_with_what_was_forgotten(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path, slack_bytes=10_000)
+    spool.keep([finished(0)])
+    for i in range(1, 1000):
+        spool.keep([finished(i)])
+        spool.forget([i])
+    assert (tmp_path / "finished.journal").stat().st_size < 15_000
+    spool.close()
+    assert kept(tmp_path) == [finished(0)]
+
+
+def test_a_full_spool_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path, bytes_max=2000)
+    spool.keep([finished(1)])
+    with pytest.raises(EnvironmentProblem, match="is full"):
+        spool.keep([finished(2, "x" * 3000)])
+    spool.keep([finished(3)])
+    spool.close()
+    assert kept(tmp_path) == [finished(1), finished(3)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
+    import io
+
+    spool = FileSpool(tmp_path)
+    good = spool._file
+    spool._file = io.FileIO("/dev/full", "w")
+    with pytest.raises(EnvironmentProblem, match="No space left on device") as problem:
+        spool.keep([finished(1)])
+    assert problem.value.retry
+    assert "free some space" in problem.value.hint
+    spool._file.close()
+    spool._file = good
+    spool.keep([finished(2)])
+    spool.close()
+    assert kept(tmp_path) == [finished(2)]
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match=r"cannot write the spool .*file/spool"):
+        FileSpool(tmp_path / "file" / "spool")
+
+
+def test_the_memory_spool_counts_lives_and_keeps() -> None:
+    spool = MemorySpool()
+    spool.keep([finished(1), finished(2)])
+    spool.forget([1])
+    spool.reopen()
+    assert (spool.life, list(spool.restored)) == (2, [finished(2)])
+
+
+def test_a_report_message_reads_as_one() -> None:
+    from kestrel.protocol import codec
+    from kestrel.protocol import messages as m
+
+    message = codec.decode_to_manager(report_message(5, [finished(1, 'a"\n'), finished(2)]))
+    assert isinstance(message, m.Report)
+    assert message.n == 5
+    assert [(a.attempt, a.state, a.out) for a in message.attempts] == [
+        (1, "completed", 'a"\n'),
+        (2, "completed", ""),
+    ]
