@@ -22,7 +22,9 @@ class PreparedJob:
     def __init__(self, job: int, spec: TaskSpec, worker: str, settings: WorkerSettings) -> None:
         self._command = Template(spec.command, windows=settings.windows)
         self._cleanup = None if spec.cleanup is None else Template(spec.cleanup, windows=settings.windows)
-        self._workdir = os.path.join(settings.workdir, os.path.expanduser(spec.workdir))
+        self._workdir = settings.workdir
+        if spec.workdir:  # absolute, from the home directory, or from where this worker works
+            self._workdir = os.path.join(settings.workdir, os.path.expanduser(spec.workdir))
         self._time_limit_s = spec.time_limit_s
         self._env = {
             **settings.env,
