@@ -535,6 +535,9 @@ class Manager:
 
     def _announce(self) -> None:
         self._announce_due = None
+        if self._unit is not None:  # the scheduler is ahead of the store: told when that has caught up
+            self._unit.tells.append(self._announce)
+            return
         changed, self._changed = self._changed, {}
         for job in changed:
             entry = self.jobs[job]

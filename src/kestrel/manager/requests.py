@@ -37,6 +37,7 @@ class Requests:
         self.manager = manager
         self.outputs = Outputs(manager)
         self._waiting: dict[JobId, None] = {}
+        self._waiter_count = 0
 
     # --- requests that change something ---------------------------------------------------------------
 
@@ -338,10 +339,10 @@ class Requests:
         last = self._last(message.job, entry)
         if message.wait and last <= message.after and not entry.record.finished:
             settings = self.manager.settings
-            if len(self._waiting) < settings.waiters_max:
+            if self._waiter_count < settings.waiters_max:
                 until = self.manager.clock.now() + settings.wait_s_max
-                entry.waiters.append(Waiter(sender, manner, message, until))
-                self._waiting[message.job] = None
+                others = [w for w in entry.waiters if not message.id or _key(w) != (sender, message.id)]
+                self._keep_waiters(message.job, entry, [*others, Waiter(sender, manner, message, until)])
                 return
         unit.read(
             ReadResults(message.job, message.after, message.limit),
@@ -374,6 +375,15 @@ class Requests:
         scheduler = self.manager.scheduler
         return scheduler.last_seq(job) if scheduler.has_job(job) else entry.record.last
 
+    def _keep_waiters(self, job: JobId, entry: JobEntry, waiters: list[Waiter]) -> None:
+        """These wait for results of the job from now on, and no others."""
+        self._waiter_count += len(waiters) - len(entry.waiters)
+        entry.waiters = waiters
+        if waiters:
+            self._waiting[job] = None
+        else:
+            self._waiting.pop(job, None)
+
     def wake(self, job: JobId, entry: JobEntry, inbox: list[ev.Event | Request]) -> None:
         """Results came in: whoever waits for more than there was asks again."""
         last = self._last(job, entry)
@@ -383,9 +393,7 @@ class Requests:
                 inbox.append((waiter.sender, waiter.manner, waiter.request))
             else:
                 still.append(waiter)
-        entry.waiters = still
-        if not still:
-            self._waiting.pop(job, None)
+        self._keep_waiters(job, entry, still)
 
     def _list_tasks(self, request: Request, message: m.ListTasks, unit: Unit) -> None:
         self._known(message.job)
@@ -442,9 +450,7 @@ class Requests:
             entry = manager.jobs[job]
             late = [w for w in entry.waiters if w.until <= now]
             if late:
-                entry.waiters = [w for w in entry.waiters if w.until > now]
-                if not entry.waiters:
-                    self._waiting.pop(job, None)
+                self._keep_waiters(job, entry, [w for w in entry.waiters if w.until > now])
             for waiter in late:
                 asked = waiter.request
                 page = m.ResultPage(re=asked.id, job=job, last=asked.after)
@@ -455,9 +461,7 @@ class Requests:
         """The user left: nobody waits there any more."""
         for job in list(self._waiting):
             entry = self.manager.jobs[job]
-            entry.waiters = [w for w in entry.waiters if w.sender != sender]
-            if not entry.waiters:
-                self._waiting.pop(job, None)
+            self._keep_waiters(job, entry, [w for w in entry.waiters if w.sender != sender])
         for entry in self.manager.watched():
             entry.watchers.pop(sender, None)
 
@@ -497,6 +501,11 @@ class Requests:
 
 def _error(re: str, problem: KestrelError) -> m.Error:
     return m.Error(re=re, code=problem.code, text=problem.text, hint=problem.hint)
+
+
+def _key(waiter: Waiter) -> tuple[str, str]:
+    """By which a repeated request is recognised."""
+    return waiter.sender, waiter.request.id
 
 
 def _bare(address: str) -> str:
