@@ -17,7 +17,7 @@ from kestrel.errors import AuthenticationError, EnvironmentProblem, KestrelError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import REQUEST, AckCounter, AckError
 from kestrel.xmpp.stream import Stanza
-from kestrel.xmpp.wire import OUTGOING_BYTES_MAX, StreamRefusedError, Wire, stream_problem
+from kestrel.xmpp.wire import CLOSE_S_MAX, OUTGOING_BYTES_MAX, StreamRefusedError, Wire, stream_problem
 
 log = logging.getLogger("kestrel.xmpp")
 
@@ -195,6 +195,7 @@ class Session(ABC):
             problem = self._final(wire.problem) if wire.problem is not None else None
             if not wire.closed.done():
                 wire.drop(EnvironmentProblem("The session was cancelled.", retry=True))
+                await asyncio.wait({wire.closed}, timeout=CLOSE_S_MAX)
             await _cancel(watching)
             self._handler.on_disconnected(problem.text if problem is not None else "cancelled")
             self.address = ""

@@ -212,7 +212,7 @@ class StreamReader:
         except StreamError as problem:
             if self._ended:
                 return False
-            raise self._failed(problem) from None
+            raise self._failed(_text_between() if self._text_waits() else problem) from None
         return not self._ended
 
     def _keep(self, buffer: bytes | bytearray) -> None:
@@ -259,19 +259,23 @@ class StreamReader:
 
     def _diagnosed(self, problem: expat.ExpatError) -> StreamError:
         """Which rule was broken, as it would have been told had the bytes come one by one."""
-        buffer = self._buffer
-        if self._depth == 1:
-            waiting = bytes(buffer[self._last : self._last + 256]).lstrip(_SPACE)
-            if waiting and waiting[0] != _LT:
-                return _text_between()
+        if self._text_waits():
+            return _text_between()
         if self._parser.ErrorByteIndex - self._base - self._last > self.stanza_bytes_max:
             return self._too_long()
         words = expat.ErrorString(problem.code)
         if problem.code == expat.errors.codes[expat.errors.XML_ERROR_UNDEFINED_ENTITY]:
             return StreamError("restricted-xml", "an entity that is not predefined")
-        if not self._depth and _is_utf_16(buffer):
+        if not self._depth and _is_utf_16(self._buffer):
             return StreamError("unsupported-encoding", "the stream must be UTF-8")
         return StreamError("not-well-formed", f"{words}")
+
+    def _text_waits(self) -> bool:
+        """Whether the last whole stanza is followed by text: then that is what is wrong first."""
+        if self._context is None:
+            return False
+        waiting = bytes(self._buffer[self._last :]).lstrip(_SPACE)
+        return bool(waiting) and waiting[0] != _LT
 
     def _too_long(self) -> StreamError:
         return StreamError("policy-violation", f"a stanza is larger than {self.stanza_bytes_max} bytes")
