@@ -25,7 +25,7 @@ ARGUMENT_BYTES_MAX = 65_536
 """Longest argument. Linux itself takes at most 128 KiB for one word, which quoting may double."""
 READ_BYTES = 65_536
 
-_SEPARATORS = (":::", ":::+", "::::", "::::+")
+SEPARATORS = (":::", ":::+", "::::", "::::+")
 _PLACEHOLDER = re.compile(r"\{(?:(#0?)|([1-9][0-9]{0,3})?(\.|//|/\.|/)?)\}")
 _EXAMPLE = "e.g. kestrel run -- gzip {} ::: *.log"
 
@@ -49,7 +49,7 @@ class Bag:
 
 def parse(words: Sequence[str], stdin: BinaryIO | None, *, stdin_is_terminal: bool = False) -> Bag:
     """Understand the words after `--`; `stdin` is read unbuffered. Raises `UsageError`."""
-    command_words = list(itertools.takewhile(lambda word: word not in _SEPARATORS, words))
+    command_words = list(itertools.takewhile(lambda word: word not in SEPARATORS, words))
     command = " ".join(command_words)
     if not command.strip():
         text = "the command is empty" if command_words else "there is no command to run"
@@ -172,7 +172,7 @@ def _lists(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     at = 0
     while at < len(words):
         end = at + 1
-        while end < len(words) and words[end] not in _SEPARATORS:
+        while end < len(words) and words[end] not in SEPARATORS:
             end += 1
         yield words[at], list(words[at + 1 : end])
         at = end
@@ -191,13 +191,24 @@ def _sources(separator: str, values: list[str], standard: _Standard) -> list[_So
 
 
 def _file(name: str) -> _Source:
+    """Regular files are looked at now, so that a wrong name is found before anything runs."""
     try:
-        stream = open(name, "rb", buffering=0)  # noqa: SIM115 (read lazily, until the end)
-        regular = _is_regular(stream)
-        count = _count_lines(stream) if regular else None
+        kind = os.stat(name).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            return _Source(_file_lines(name), None, blocking=True)
+        with open(name, "rb", buffering=0) as stream:
+            return _Source(_file_lines(name), _count_lines(stream))
     except (OSError, ValueError) as problem:
         _cannot_read(name, problem)
-    return _Source(_lines(stream, name), count, blocking=not regular)
+
+
+def _file_lines(name: str) -> Iterator[str]:
+    try:
+        stream = open(name, "rb", buffering=0)  # noqa: SIM115 (closed below)
+    except OSError as problem:
+        _cannot_read(name, problem)
+    with stream:
+        yield from _lines(stream, name)
 
 
 def _cannot_read(name: str, problem: Exception) -> NoReturn:
@@ -220,7 +231,6 @@ def _count_lines(stream: BinaryIO) -> int:
     while piece := stream.read(READ_BYTES):
         count += piece.count(b"\n")
         last = piece[-1:]
-    stream.seek(0)
     return count + (last != b"\n")
 
 

@@ -75,7 +75,8 @@ def parse_job(text: str, name: str, directory: Path) -> m.Job:
     """The job that the text describes; `name` is for messages, and its extension may tell the format."""
     mistakes: list[Mistake] = []
     entries = _reader(text, name)(text, mistakes)
-    job = _Builder(directory, mistakes).build(entries)
+    unreadable = bool(mistakes) and not entries
+    job = None if unreadable else _Builder(directory, mistakes).build(entries)
     if mistakes or job is None:
         ordered = sorted(mistakes, key=lambda mistake: mistake.line)
         raise JobFileError([f"{name}:{mistake.line}: {mistake.text}" for mistake in ordered])
