@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from parts.pool import Pool, eventually
 
 JOB = """\

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from parts.need import need
 from parts.pool import Pool
 

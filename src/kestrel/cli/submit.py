@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from kestrel.cli.arguments import SEPARATORS, parse
 from kestrel.cli.connect import connected_client
 from kestrel.cli.options import DashedCommand, after_dashes, duration, json_option, pool_option
 from kestrel.cli.output import Output
@@ -124,11 +125,9 @@ def _job_of(
             "nothing to submit",
             hint="name a job file, or write a command after --; see kestrel submit --help",
         )
-    from kestrel.cli.arguments import SEPARATORS, parse_arguments
-
     if not any(word in SEPARATORS for word in words):
         return m.Job(command=" ".join(words), queue=queue), None
     if queue is not None:
         raise UsageError("-n and ::: exclude each other", hint="::: runs the command once per argument")
-    bag = parse_arguments(words)
+    bag = parse(words, sys.stdin.buffer, stdin_is_terminal=sys.stdin.isatty())
     return m.Job(command=bag.command), bag.parameters
