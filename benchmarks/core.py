@@ -149,7 +149,7 @@ def main() -> int:
         print(json.dumps(figures))
     else:
         for name, value in figures.items():
-            verdict = {True: "  met", False: "  MISSED"}.get(targets.get(name, "none"), "")  # type: ignore[call-overload]
+            verdict = "" if name not in targets else "  met" if targets[name] else "  MISSED"
             print(f"{name:28} {value:14,.2f}{verdict}")
     return 0 if all(targets.values()) else 1
 

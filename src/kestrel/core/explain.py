@@ -67,19 +67,23 @@ def mismatch(books: Books, job: Job, now: float) -> list[str]:
     matching = sum(len(cls.members) for cls in signature.classes)
     if matching:
         return [f"{_of(matching, total)} could run it, but all of them are draining."]
-    lines = [f"0 of {_n(total, 'worker')} can run it{_departed(books, signature, now)}."]
     classes = books.matching.classes.values()
+    lines = []
     for tag in sorted(signature.requires):
         having = sum(len(cls.members) for cls in classes if tag in cls.offer.provides)
         if having < total:
-            lines.append(f"{_of(having, total)} {_verb(having, 'provide')} {tag.upper()}.")
+            words = f"{_of(having, total)} {_verb(total, 'provide')} {tag.upper()}"
+            lacking = Signature(frozenset({tag}), 1)
+            lines.append(f"{words}{'' if having else _departed(books, lacking, now)}.")
     wide = sum(len(cls.members) for cls in classes if cls.offer.slots >= signature.slots)
     if wide < total:
         most = max(cls.offer.slots for cls in classes)
         lines.append(
-            f"{_of(wide, total)} {_verb(wide, 'have', 'has')} the {signature.slots} slots that one task "
+            f"{_of(wide, total)} {_verb(total, 'have', 'has')} the {signature.slots} slots that one task "
             f"takes; the widest has {most}."
         )
+    if len(lines) > 1:
+        lines.insert(0, f"0 of {_n(total, 'worker')} can run it{_departed(books, signature, now)}.")
     return lines
 
 
