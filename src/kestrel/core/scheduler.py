@@ -36,6 +36,8 @@ from kestrel.core.outcomes import Outcomes
 from kestrel.core.pool import DepartedWorker, Worker, WorkerView
 from kestrel.errors import InternalError, UsageError
 
+REFUSAL = "this manager does not know you as a worker: you were away for too long, or it was restarted"
+
 
 class Scheduler:
     """One life of a manager; `epoch` must never have been used before."""
@@ -183,6 +185,8 @@ class Scheduler:
         books = self._books
         for worker in books.pool.expired(books.now):
             self._lose_worker(worker, f"not heard for {books.now - worker.heard:.1f} s")
+            # should it only have been cut off, it must learn that it has to introduce itself again
+            books.effects.append(fx.RefuseWorker(worker.id, REFUSAL))
         books.effects.extend([fx.ProbeWorker(w.id) for w in books.pool.to_probe(books.now)])
         self._dispatch.look_for_balance()
 
@@ -279,6 +283,10 @@ class Scheduler:
             )
             for name, w in self._books.pool.workers.items()
         }
+
+    def has_worker(self, worker: WorkerId) -> bool:
+        """Whether the worker is in the pool."""
+        return worker in self._books.pool.workers
 
     def totals(self) -> tuple[int, int, int]:
         """Workers, slots, busy slots. O(1)."""

@@ -309,6 +309,8 @@ class Manager:
                     asked.append(item)
             else:
                 events.append(item)
+                if isinstance(item, ev.WorkerJoined):  # the scheduler may have forgotten it meanwhile
+                    events.append(ev.WorkerDrained(item.worker, self.is_drained(item.worker)))
         effects = self.scheduler.handle(events, self.clock.now())
         self._carry_out(effects, unit)
         for request in asked:
@@ -388,10 +390,8 @@ class Manager:
                     )
                 case fx.AnnounceJob(job):
                     unit.tells.append(lambda job=job: self._job_changed(job))  # type: ignore[misc]
-                case fx.AnnounceWorkerLost(worker, reason, requeued):
-                    unit.tells.append(
-                        lambda w=worker, r=reason, n=requeued: self._worker_lost(w, r, n)  # type: ignore[misc]
-                    )
+                case fx.AnnounceWorkerLost():
+                    self._worker_lost(effect, unit)
                 case _:
                     assert_never(effect)
 
@@ -551,11 +551,21 @@ class Manager:
 
     # --- workers --------------------------------------------------------------------------------------
 
-    def _worker_lost(self, worker: WorkerId, reason: str, requeued: int) -> None:
-        self.workers.pop(worker, None)
-        self._paused_by_presence.discard(worker)
-        self._drained_by_user.discard(worker)
-        log.warning("worker_lost", extra={"worker": worker, "reason": reason, "requeued": requeued})
+    def _worker_lost(self, effect: fx.AnnounceWorkerLost, unit: Unit) -> None:
+        """Forget it when the loss is stored, unless it has introduced itself again before or until then."""
+        worker = effect.worker
+        entry = self.workers.get(worker)
+        session = 0 if entry is None or self.scheduler.has_worker(worker) else entry.session
+        unit.tells.append(lambda: self._forget_worker(worker, session))
+        fields = {"worker": worker, "reason": effect.reason, "requeued": effect.requeued}
+        unit.tells.append(lambda: log.warning("worker_lost", extra=fields))
+
+    def _forget_worker(self, worker: WorkerId, session: int) -> None:
+        entry = self.workers.get(worker)
+        if entry is not None and entry.session == session:
+            del self.workers[worker]
+            self._paused_by_presence.discard(worker)
+            self._drained_by_user.discard(worker)
 
     def _status_words(self) -> str:
         workers, slots, busy = self.scheduler.totals()
