@@ -1,0 +1,259 @@
+"""One simulated history: a pool built from a seed, a time of faults, a time without, and the judgement.
+
+`run_seed` is the whole of it. The production shells run unchanged; everything around them is simulated.
+A history depends on its seed alone: one random source, one heap of timers, no real time, no hashes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+from kestrel.core.model import SchedulerSettings
+from kestrel.manager.settings import ManagerSettings
+from kestrel.sim.checkers import Checkers, Violation
+from kestrel.sim.clock import ProcessClock, Timeline
+from kestrel.sim.faults import Fault, Faults, Weather, draw_kinds
+from kestrel.sim.hosts import ManagerHost, Node, Shells, WorkerHost, worker_settings
+from kestrel.sim.launcher import Machinery
+from kestrel.sim.ledger import Ledger
+from kestrel.sim.network import Network
+from kestrel.sim.plans import TAGS, draw_plan
+from kestrel.sim.scripts import Scripts
+from kestrel.sim.storage import Disk
+from kestrel.sim.trace import Trace
+from kestrel.sim.user import JobPlan, ScriptedUser
+
+
+@dataclass(frozen=True, slots=True)
+class WorldSettings:
+    """Sizes and times of simulated worlds. Seconds are virtual."""
+
+    faults_s: float = 40.0
+    """How long things go wrong."""
+    submit_s: float = 20.0
+    """Jobs are submitted within this time."""
+    liveness_s: float = 400.0
+    """Without faults everything must have ended after so long."""
+    settle_s: float = 40.0
+    """After that, every acknowledgement must have arrived."""
+    steps_max: int = 400_000
+    check_every: int = 25
+    """Invariants are checked after so many steps."""
+    workers_max: int = 4
+    users_max: int = 2
+    jobs_max: int = 4
+    slots_max: int = 4
+    queued_max: int = 40
+    finished_max: int = 60
+    scheduler: SchedulerSettings = field(
+        default_factory=lambda: SchedulerSettings(
+            lookahead_s=0.5, batch_max=20, backlog_max=40, lease_s=6.0, probe_s=2.0, settle_s=3.0
+        )
+    )
+
+
+class UserHost(Node):
+    """A user's machine; users do not crash, but their connections do."""
+
+    def __init__(
+        self, machinery: Machinery, network: Network, address: str, manager: str, plans: list[JobPlan]
+    ) -> None:
+        super().__init__(machinery, network, address)
+        self._begin_life()
+        self.user = ScriptedUser(address, manager, self.clock, self.link, machinery.random, plans)
+        self.link.attach(self.user)
+
+
+class World:
+    """Everything of one history."""
+
+    def __init__(
+        self,
+        seed: int,
+        settings: WorldSettings | None = None,
+        shells: Shells | None = None,
+        faults: tuple[dict[Fault, float], frozenset[Weather]] | None = None,
+        plans: Callable[[Random, Scripts], list[list[JobPlan]]] | None = None,
+    ) -> None:
+        """`faults` and `plans` (per user) replace what the seed would choose."""
+        self.seed = seed
+        self.settings = settings or WorldSettings()
+        self.random = random = Random(seed)
+        self.timeline = Timeline()
+        self.trace = Trace()
+        self.scripts = Scripts(random)
+        self.ledger = Ledger()
+        self.machinery = Machinery(self.timeline, random, self.trace, self.ledger, self.scripts)
+        self.network = Network(self.timeline, random, self.trace)
+        self.disk = Disk(self.timeline, ProcessClock(self.timeline), random, self.trace)
+        self.failure: Exception | None = None
+        self.steps = 0
+        shells = shells or Shells()
+        bare, full = random.choice(
+            (("kestrel.example", "kestrel.example"), ("manager@example", "manager@example/m"))
+        )
+        self.manager = ManagerHost(
+            self.machinery,
+            self.network,
+            full,
+            self.disk,
+            ManagerSettings(
+                scheduler=self.settings.scheduler,
+                admins=frozenset({"user0@example"}),
+                store_retry_s=0.5,
+                wait_s_max=10.0,
+            ),
+            shells,
+            self._failed,
+        )
+        self.workers = [
+            self._worker(i, bare, shells) for i in range(random.randint(1, self.settings.workers_max))
+        ]
+        self.user_hosts = self._users(bare, plans)
+        self.users = [host.user for host in self.user_hosts]
+        kinds, weather = faults if faults is not None else draw_kinds(random)
+        self.faults = Faults(self, random, kinds, weather)
+        self.checkers = Checkers(self)
+
+    def _worker(self, number: int, manager: str, shells: Shells) -> WorkerHost:
+        random, settings = self.random, self.settings
+        tags = list(TAGS) if number == 0 else [t for t in TAGS if random.random() < 0.5]
+        slots = settings.slots_max if number == 0 else random.randint(1, settings.slots_max)
+        address = random.choice((f"worker@example/{number}", f"worker{number}@example/main"))
+        return WorkerHost(
+            self.machinery,
+            self.network,
+            address,
+            worker_settings(
+                manager, slots, tags, queued_max=settings.queued_max, finished_max=settings.finished_max
+            ),
+            shells,
+        )
+
+    def _users(
+        self, manager: str, plans: Callable[[Random, Scripts], list[list[JobPlan]]] | None
+    ) -> list[UserHost]:
+        random, settings = self.random, self.settings
+        if plans is not None:
+            chosen = plans(random, self.scripts)
+        else:
+            chosen = [
+                [
+                    draw_plan(random, self.scripts, f"u{u}j{j}", settings.slots_max)
+                    for j in range(random.randint(1, settings.jobs_max))
+                ]
+                for u in range(random.randint(1, settings.users_max))
+            ]
+        return [
+            UserHost(self.machinery, self.network, f"user{u}@example/main", manager, user_plans)
+            for u, user_plans in enumerate(chosen)
+        ]
+
+    def nodes(self) -> list[Node]:
+        """All machines."""
+        return [self.manager, *self.workers, *self.user_hosts]
+
+    def note(self, what: str, *fields: object) -> None:
+        """Write into the history's log."""
+        self.trace.add(self.timeline.now, what, *fields)
+
+    def _failed(self, problem: Exception) -> None:
+        self.failure = problem
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Play the history. Raises `Violation`, or whatever broke."""
+        self.begin()
+        self.run_until(self.settings.faults_s)
+        self.faults.heal()
+        self.run_until(
+            self.timeline.now + self.settings.liveness_s, lambda: all(u.finished for u in self.users)
+        )
+        self.checkers.everything_ended()
+        self.run_until(self.timeline.now + self.settings.settle_s, self.checkers.settled)
+        self.checkers.at_end()
+
+    def begin(self) -> None:
+        """Switch everything on, and let the faults come."""
+        random = self.random
+        later = self.timeline.call_later
+        later(random.uniform(0.0, 2.0), self.manager.start)
+        for worker in self.workers:
+            later(random.uniform(0.0, 4.0), worker.start)
+        for host in self.user_hosts:
+            later(random.uniform(0.0, 2.0), host.link.connect)
+            for plan in host.user.plans:
+                at = random.uniform(0.0, self.settings.submit_s)
+                later(at, lambda user=host.user, plan=plan: user.submit(plan))  # type: ignore[misc]
+        later(1.0, self.faults.begin)
+
+    def run_until(self, until: float, reached: Callable[[], bool] | None = None) -> None:
+        """Go on to an instant, or until something is reached."""
+        end = self.timeline.call_later(max(0.0, until - self.timeline.now), lambda: None)
+        check_every = self.settings.check_every
+        while end.callback is not None:
+            self.timeline.step()
+            self.steps += 1
+            if self.failure is not None:
+                raise self.failure
+            if self.steps % check_every == 0:
+                self.checkers.after_steps()
+                if reached is not None and reached():
+                    break
+            if self.steps > self.settings.steps_max:
+                raise Violation(
+                    "storm", f"more than {self.settings.steps_max} steps: something runs in circles"
+                )
+        end.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one seed went."""
+
+    seed: int
+    world: World
+    problem: Exception | None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+    def story(self, last: int = 60) -> str:
+        """What went wrong, and the end of the log."""
+        lines = [f"seed {self.seed}: {type(self.problem).__name__}: {self.problem}"]
+        lines += self.world.trace.lines(last)
+        return "\n".join(lines)
+
+
+def run_seed(seed: int, settings: WorldSettings | None = None, shells: Shells | None = None) -> Outcome:
+    """Play and judge one seed; the outcome carries the problem instead of raising it."""
+    return play(World(seed, settings, shells))
+
+
+def play(world: World) -> Outcome:
+    """Play and judge a world that was built already."""
+    problem: Exception | None = None
+    with _quiet_logs():
+        try:
+            world.run()
+        except Exception as raised:  # noqa: BLE001 (the boundary of a history: whatever broke is its outcome)
+            problem = raised
+    return Outcome(world.seed, world, problem)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Histories are full of things that a log would warn of."""
+    logger = logging.getLogger("kestrel")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
