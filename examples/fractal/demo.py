@@ -213,6 +213,7 @@ def table(options: Options, outcome: Outcome, info: m.JobInfo) -> Table:
         ("completed", f"{info.counts.completed}"),
         ("attempts", f"{info.size + info.reruns}"),
         ("lost with the killed worker and run again", f"{info.reruns}"),
+        ("waiting at the killed worker and given to others", f"{outcome.requeued - info.reruns}"),
         ("kill -9 until the manager knew", f"{1000 * outcome.gone_s:.0f} ms"),
         ("wall time of the job", f"{outcome.took_s:.1f} s"),
         ("processor time of the tasks", f"{cpu_s:.1f} s"),

@@ -63,8 +63,7 @@ def lost_records(results: Sequence[Result], kill: Kill) -> list[dict[str, Any]]:
 
     Of what it had in hand, attempts that it still reported are not lost. A worker starts attempts in
     the order of their numbers, so the first `slots` of the rest were running: since its last attempt
-    ended, as nobody else can know it better. The others had not started: they begin and end with the
-    kill.
+    ended, as nobody else can know it better. The others had not started; they are `requeued`.
     """
     reported = {r.attempt for r in results}
     lost = sorted((attempt, task) for task, attempt in kill.held if attempt not in reported)
@@ -77,7 +76,7 @@ def lost_records(results: Sequence[Result], kill: Kill) -> list[dict[str, Any]]:
             "attempt": attempt,
             "started": since if place < kill.slots else kill.at,
             "ended": kill.at,
-            "outcome": "lost",
+            "outcome": "lost" if place < kill.slots else "requeued",
         }
         for place, (attempt, task) in enumerate(lost)
     ]

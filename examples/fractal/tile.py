@@ -20,15 +20,15 @@ from pathlib import Path
 
 import png
 
-CENTRE = (-0.7457, 0.11345)
+CENTRE = (-0.7459, 0.11325)
 """A spiral in the Seahorse Valley."""
-SPAN = 0.0066
+SPAN = 0.0058
 """Width of the picture in the complex plane; the height follows."""
-STEPS_MAX = 900
+STEPS_MAX = 600
 RADIUS = 16.0
 LOG_RADIUS = math.log(RADIUS)
 
-COLOURS = 4096
+COLOURS = 2048
 CYCLE = 1.15
 """How often the palette is gone through while the number of steps grows e-fold."""
 PHASE = 0.42

@@ -13,14 +13,15 @@ or something that happened to a worker: `joined`, `killed` (by whoever tells the
     {"worker": "w1", "mark": "killed", "at": 20.0}
 
 Times are seconds of one clock; the earliest is drawn as 0. An attempt with the outcome `lost` went
-down with its worker; later attempts of the same task are drawn as run again. A worker gets a lane
-per attempt that it ran at the same time.
+down with its worker; later attempts of the same task are drawn as run again. One with the outcome
+`requeued` never started, and is not drawn. A worker gets a lane per attempt that it ran at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ def tick_step_s(span_s: float) -> float:
     return next((s for s in TICK_STEPS_S if span_s / s <= TICKS_MAX), TICK_STEPS_S[-1])
 
 
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `worker-2` before `worker-10`."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
 class Canvas:
     """A picture in memory. Whatever lies outside is cut off."""
 
@@ -177,19 +183,14 @@ class Timeline:
     """Lays out the lanes and paints them. Use `draw`."""
 
     def __init__(self, attempts: list[Attempt], marks: list[Mark], title: str) -> None:
-        self.attempts = attempts
+        self.attempts = attempts = [a for a in attempts if a.outcome != "requeued"]
         self.marks = marks
         self.title = title
         times = [a.started for a in attempts] + [m.at for m in marks]
         self.start = min(times, default=0.0)
         self.end = max([a.ended for a in attempts] + [m.at for m in marks], default=1.0)
         self.end = max(self.end, self.start + 0.001)
-        first_seen: dict[str, float] = {}
-        for at, worker in sorted(
-            [(a.started, a.worker) for a in attempts] + [(m.at, m.worker) for m in marks]
-        ):
-            first_seen.setdefault(worker, at)
-        self.workers = list(first_seen)
+        self.workers = sorted({a.worker for a in attempts} | {m.worker for m in marks}, key=natural)
         self.lanes = {w: lanes_of([a for a in attempts if a.worker == w]) for w in self.workers}
         self.again = run_again(attempts)
         labels = max((font.text_width(w, 2) for w in self.workers), default=0)
@@ -281,8 +282,6 @@ class Timeline:
 
     def _bar(self, attempt: Attempt, shade: Colour, top: int) -> None:
         if attempt.outcome == "lost":
-            if attempt.ended <= attempt.started:  # it waited there, and never ran
-                return
             shade = LOST
         elif attempt.attempt in self.again:
             shade = AGAIN

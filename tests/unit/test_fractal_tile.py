@@ -39,7 +39,7 @@ def test_the_palette_is_a_closed_loop_without_jumps() -> None:
     colours = tile.palette()
     assert len(colours) == tile.COLOURS
     for a, b in zip(colours, colours[1:] + colours[:1], strict=True):
-        assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 2
+        assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 4
 
 
 @pytest.mark.parametrize(

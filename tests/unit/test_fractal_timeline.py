@@ -116,3 +116,13 @@ def test_the_command_writes_a_picture_and_names_what_it_cannot_read(
 def test_no_records_at_all_still_give_a_picture(tmp_path: Path) -> None:
     timeline.write_timeline([], tmp_path / "empty.png")
     assert png.read(tmp_path / "empty.png")[0] == timeline.WIDTH
+
+
+def test_workers_are_drawn_in_the_order_of_their_numbers() -> None:
+    attempts = [attempt(f"w-{n}", n, n, 10.0 - n / 10, 20.0) for n in (10, 9, 2, 1)]
+    assert timeline.Timeline(attempts, [], "t").workers == ["w-1", "w-2", "w-9", "w-10"]
+
+
+def test_an_attempt_that_never_started_is_neither_drawn_nor_counted() -> None:
+    waiting = attempt("w2", 5, 9, 103.0, 103.0, "requeued")
+    assert timeline.draw([*STORY, waiting], MARKS).rows == timeline.draw(STORY, MARKS).rows
