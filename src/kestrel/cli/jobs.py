@@ -16,6 +16,7 @@ from kestrel.cli.connect import connected_client
 from kestrel.cli.options import json_option, pool_option
 from kestrel.cli.output import Output, duration_text, iso_time
 from kestrel.cli.pool import show_pool
+from kestrel.cli.progress import ProgressBar, Tally
 from kestrel.cli.select import select
 from kestrel.client import Client
 from kestrel.errors import UsageError
@@ -136,21 +137,38 @@ def wait(jobs: tuple[str, ...], bar: bool | None, pool: str | None, as_json: boo
 
     Exit code 0 if every task completed, else the number of tasks that did not (101: more than 100).
     """
-    from kestrel.cli.progress import Progress
 
     async def question(client: Client) -> list[m.JobInfo]:
         ended = []
         for text in jobs:
             number = (await select(client, text)).job
-            first = await client.info(number)
-            with Progress(total=first.size, label=f"job {number}", enabled=bar) as progress:
-                ended.append(await client.wait(number, progress.show))
+            tally = Tally()
+            progress = ProgressBar(tally, sys.stderr, wanted=bar)
+
+            def show(info: m.JobInfo, tally: Tally = tally, progress: ProgressBar = progress) -> None:
+                tally_job(tally, info)
+                progress.draw()
+
+            try:
+                ended.append(await client.wait(number, show))
+            finally:
+                progress.hide()
         return ended
 
     out = out_of(as_json)
     ended = ask(pool, question)
     out.records(ended, columns=JOB_COLUMNS, row=job_row)
     sys.exit(exit_code(ended))
+
+
+def tally_job(tally: Tally, job: m.JobInfo) -> None:
+    """Bring a tally up to date with a job."""
+    c = job.counts
+    tally.total = None if job.open else job.size
+    tally.failed = c.failed + c.timeout + c.node_fail
+    tally.done = c.completed + c.cancelled + tally.failed
+    tally.running = c.running
+    tally.reruns = job.reruns
 
 
 def exit_code(jobs: list[m.JobInfo]) -> int:

@@ -20,7 +20,7 @@ from kestrel.config import PoolAccess
 from kestrel.errors import EnvironmentProblem
 from kestrel.local.host import HostSettings, PoolHost
 from kestrel.manager.settings import ManagerSettings
-from kestrel.xmpp.access import connected
+from kestrel.client.connect import connected
 
 WORKER_STOP_S_MAX = 5.0
 

@@ -105,7 +105,7 @@ class ManagerService:
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
 
 
-async def run_until(service: ManagerService, stopped: Callable[[], Awaitable[None]]) -> None:
+async def run_until(service: ManagerService, stopped: Callable[[], Awaitable[object]]) -> None:
     """Serve until `stopped` returns or the manager fails (then raise why)."""
     ends = [asyncio.ensure_future(service.wait()), asyncio.ensure_future(stopped())]
     try:
