@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import logging
 import random
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ from kestrel.xmpp.wire import OUTGOING_BYTES_MAX, Wire
 log = logging.getLogger("kestrel.xmpp")
 
 CLIENT_PORT = 5222
-CONNECT_S_MAX = 10.0
-"""TCP connection to one target."""
+CONNECT_S_MAX = 4.0
+"""TCP connection to one network address."""
+ADDRESSES_MAX = 4
+"""Network addresses of one host that are tried."""
 HANDSHAKE_S_MAX = 10.0
 LOOKUP_S_MAX = 5.0
 TARGETS_MAX = 16
 """SRV records that are tried."""
-HAPPY_EYEBALLS_S = 0.25
 
 
 class TlsMode(Enum):
@@ -174,24 +176,35 @@ async def connect(
     faults = []
     for host, port in targets:
         try:
-            async with asyncio.timeout(CONNECT_S_MAX):
-                _, wire = await loop.create_connection(
-                    lambda: Wire(make_reader(), outgoing_bytes_max=outgoing_bytes_max),
-                    host,
-                    port,
-                    happy_eyeballs_delay=HAPPY_EYEBALLS_S,
-                )
-                return wire
-        except TimeoutError:
-            faults.append(f"{host}:{port}: no answer in {CONNECT_S_MAX:g} s")
+            addresses = await _addresses(host, port)
         except OSError as problem:
             faults.append(f"{host}:{port}: {problem.strerror or problem}")
+            continue
+        for address in addresses:
+            # One by one, not by asyncio's "happy eyeballs": that loses a socket when it is cancelled
+            # in the turn in which the connection is made.
+            try:
+                async with asyncio.timeout(CONNECT_S_MAX):
+                    _, wire = await loop.create_connection(
+                        lambda: Wire(make_reader(), outgoing_bytes_max=outgoing_bytes_max), address, port
+                    )
+                    return wire
+            except TimeoutError:
+                faults.append(f"{host}:{port}: no answer in {CONNECT_S_MAX:g} s")
+            except OSError as problem:
+                faults.append(f"{host}:{port}: {problem.strerror or problem}")
     raise EnvironmentProblem(
         f"No XMPP server can be reached ({'; '.join(faults)}).",
         hint="Is the server running? Are address and port right?",
         code="unreachable",
         retry=True,
     )
+
+
+async def _addresses(host: str, port: int) -> list[str]:
+    """Network addresses of a host, each once, the system's favourite first."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(info[4][0]) for info in found))[:ADDRESSES_MAX]
 
 
 async def dial(
