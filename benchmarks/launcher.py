@@ -43,22 +43,23 @@ class Feeder:
 
     def feed(self) -> None:
         last = min(self.tasks, self.ended + IN_HAND)
-        batch = [
-            StartProcess(i, ["true"], {"KESTREL_TASK_ID": str(i)}, self.directory, *self._files(i))
-            for i in range(self.started, last)
-        ]
+        batch = range(self.started, last)
         self.started = last
         if batch:
-            self.launcher.start(batch)
+            self.launcher.start([self._process(i) for i in batch])
 
-    def _files(self, i: int) -> tuple[str, str]:
-        return f"{self.directory}/out/1/{i}.out", f"{self.directory}/out/1/{i}.err"
+    def _process(self, i: int) -> StartProcess:
+        files = f"{self.directory}/out/1/{i}.out", f"{self.directory}/out/1/{i}.err"
+        return StartProcess(i, ["true"], {"KESTREL_TASK_ID": str(i)}, self.directory, *files)
 
     def on_ended(self, ended: Sequence[ProcessEnded]) -> None:
+        again = [self._process(end.attempt) for end in ended if end.unstarted]
+        if again:  # the machine was busy with something else, and they were given back
+            self.launcher.start(again)
         for end in ended:
-            if end.exit_code != 0:
+            if end.exit_code != 0 and not end.unstarted:
                 raise RuntimeError(f"true ended with {end}")
-        self.ended += len(ended)
+        self.ended += len(ended) - len(again)
         self.feed()
         if self.ended == self.tasks:
             self.done.set_result(None)

@@ -37,7 +37,7 @@ class ExecutionSettings:
     report_attempts_max: int = 1000
     report_resend_s: float = 20.0
     """A report that was not acknowledged for so long is sent again, unchanged."""
-    handover_s: float = 0.02
+    handover_s: float = 0.05
     """Of quick tasks so much work is handed to the launcher ahead of the slots."""
     handover_max: int = 128
     announce_s: float = 1.0
@@ -134,6 +134,8 @@ class Execution:
         self._draining = False
         self._left = False
         self._announced: xe.AnnounceLoad | None = None
+        self._load_stale = False
+        """The load may have changed since it was announced."""
         self._announce_after = 0.0
 
     # --- what the agent may ask -------------------------------------------------------------------
@@ -175,7 +177,7 @@ class Execution:
             return None
         report = self._reports.deadline(self._welcome.report_delay_s)
         times = [] if report is None else [report]
-        if self._announced != self.load():
+        if self._load_stale:
             times.append(self._announce_after)
         return min(times, default=None)
 
@@ -184,6 +186,7 @@ class Execution:
     def handle(self, event: xe.ExecutionEvent, now: float) -> list[xe.ExecutionEffect]:
         """What has to be done because of this event, in order. `now`: monotonic seconds."""
         batch = _Batch()
+        self._load_stale = True
         match event:
             case xe.ProcessesEnded(ends):
                 self._on_processes_ended(ends, batch)
@@ -455,6 +458,7 @@ class Execution:
         if self._welcome is None or now < self._announce_after:
             return
         load = self.load()
+        self._load_stale = False
         if load != self._announced:
             self._announced = load
             self._announce_after = now + self.settings.announce_s

@@ -33,12 +33,12 @@ from kestrel.worker.launcher_wire import MARK, Start, frame, kill_group, kill_ma
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL."""
 CLEANUP_S_MAX = 60.0
-ENDS_WAIT_S = 0.004
+ENDS_WAIT_S = 0.01
 """How long an end may wait for others while there is more to start."""
 ENDS_MAX = 64
-PIDS_WAIT_S = 0.005
+PIDS_WAIT_S = 0.05
 """Processes that live longer are told to the agent, which kills them should the launcher die."""
-UNSTARTED_S = 0.2
+UNSTARTED_S = 0.5
 """A start that found no free slot for so long is given back."""
 _READ_BYTES = 256 * 1024
 _OUTPUT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -28,7 +28,7 @@ class WorkerSettings:
     welcome_s_max: float = 60.0
     stanza_bytes_max: int = 200_000
     """Until a welcome says otherwise."""
-    handover_s: float = 0.02
+    handover_s: float = 0.05
     """Of quick tasks so much work is handed to the launcher ahead of the slots; 0: none."""
     queued_max: int = 4000
     finished_max: int = 10_000
