@@ -41,8 +41,6 @@ def test_a_pool_on_prosody_with_tls(tmp_path: Path, kind: str):
             port=server.port,
             fingerprint=server.fingerprint,
         )
-        if kind == "account":
-            access = PoolAccess(**{**_fields(access), "manager": f"{manager_jid}/manager"})
         access.save(tmp_path / "access.json")
         to = ("--pool", str(tmp_path / "access.json"))
         try:
@@ -62,7 +60,3 @@ def test_a_pool_on_prosody_with_tls(tmp_path: Path, kind: str):
             eventually(lambda: "gone: worker42" in pool.run("pool", *to).stdout, "its loss is seen", 5)
         finally:
             pool.__exit__()
-
-
-def _fields(access: PoolAccess) -> dict[str, object]:
-    return {name: getattr(access, name) for name in access.__slots__}

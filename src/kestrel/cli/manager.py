@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -93,7 +94,8 @@ def manager(
             fingerprint=fingerprint.replace(":", "").lower(),
             resource="manager",
         )
-        return XmppClient(client_settings(access), link)
+        # Available to its bare address, too: people and workers write to manager@…, not to a resource.
+        return XmppClient(replace(client_settings(access), priority=0), link)
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
