@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from kestrel.ports import TimerHandle
-
 
 class AsyncioClock:
     """Time and timers of one event loop."""
@@ -23,7 +21,7 @@ class AsyncioClock:
         """Unix time."""
         return time.time()
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.Handle:
         """Call once, `delay_s` from now; 0: in the loop's next turn."""
         if delay_s <= 0:
             return self._loop.call_soon(callback)
