@@ -240,13 +240,15 @@ class _Run:
         names = ("SIGINT", "SIGTERM", "SIGHUP")
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         before = {number: signal.getsignal(number) for number in numbers}
+        if before.get(getattr(signal, "SIGHUP", 0)) is signal.SIG_IGN:  # nohup
+            del before[signal.SIGHUP]
 
         def received(number: int) -> None:
             level = _Level.NOW if self._level < _Level.NOW else _Level.AT_ONCE
             self._interrupted = True
             self._stop(level, 128 + number)
 
-        for number in numbers:
+        for number in before:
             try:
                 loop.add_signal_handler(number, received, number)
             except NotImplementedError:  # Windows
@@ -259,7 +261,7 @@ class _Run:
                     loop.remove_signal_handler(number)
                 except NotImplementedError:
                     pass
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     # --- cancelling -----------------------------------------------------------------------------------
 

@@ -17,12 +17,15 @@ import msgspec
 
 from kestrel.cli.arguments import Bag
 from kestrel.cli.joblog import LoggedTasks
+from kestrel.errors import UsageError
 from kestrel.protocol.placeholders import Template
 
 PIECE_TASKS_MAX = 10_000
 """Most tasks in one message."""
 PIECE_BYTES_MAX = 100_000
 """About how much JSON of parameters travels in one message."""
+ENTRY_BYTES_MAX = 150_000
+"""The same for one task: with the command it must fit into a stanza of 256 KiB."""
 AHEAD_MAX = 20_000
 """Entries read from a pipe before anybody wanted them."""
 
@@ -98,7 +101,7 @@ class Feed:
                         return piece, False
                 if words is None:
                     return piece, True
-            room -= len(msgspec.json.encode(words)) + 1
+            room -= _wire_bytes(words)
             if piece and (room < 0 or len(piece) == PIECE_TASKS_MAX):
                 self._waiting = words
                 return piece, False
@@ -108,6 +111,19 @@ class Feed:
         """Want no more."""
         if self._pipe is not None:
             self._pipe.close()
+
+
+def _wire_bytes(words: list[str]) -> int:
+    """Length of the entry as JSON in XML; raises `UsageError` if no message holds it."""
+    text = msgspec.json.encode(words)
+    size = len(text) + 1 + 4 * text.count(b"&") + 3 * (text.count(b"<") + text.count(b">"))
+    if size > ENTRY_BYTES_MAX:
+        raise UsageError(
+            f"the arguments of one task take {size} bytes; at most {ENTRY_BYTES_MAX} are possible"
+            f" (they begin with {words[0][:40]!r})",
+            hint="put the data into a file, and give the file's name",
+        )
+    return size
 
 
 class _Pipe:
