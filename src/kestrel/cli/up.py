@@ -112,7 +112,7 @@ def up(
 def _greet(out: Output, pool: str, address: tuple[str, int], invitation: str, as_json: bool) -> None:
     host, port = address
     if as_json:
-        out.document({"pool": pool, "host": host, "port": port, "invitation": invitation})
+        out.event({"pool": pool, "host": host, "port": port, "invitation": invitation})
         return
     out.line(f"Pool {pool!r} is up at {host}:{port}. On each machine that shall work, run:")
     out.line("")

@@ -30,6 +30,8 @@ SUBMISSION_WINDOW = 8
 """Additions under way at once."""
 ANSWER_S_MAX = 60.0
 PIECE_BYTES = 65536
+SEEK_S = 1.0
+"""How often a manager that is not there is sought."""
 
 _T = TypeVar("_T")
 UserRequest = m.UserToManager
@@ -71,27 +73,34 @@ class Client:
         self._up = asyncio.Event()
         self._watchers: dict[int, Callable[[m.JobInfo], None]] = {}
         self._last_problem = ""
+        self._seeking: asyncio.TimerHandle | None = None
 
     def attach(self, transport: Transport) -> None:
         """Send through this transport from now on."""
         self._transport = transport
 
+    def close(self) -> None:
+        """Seek the manager no more; requests under way get no answer."""
+        self._up.clear()
+        self._stop_seeking()
+
     # --- what the transport tells -----------------------------------------------------------------
 
     def on_up(self, address: str) -> None:
-        assert self._transport is not None
-        self._transport.announce(self.manager, Show.ONLINE, "user")
         self._up.set()
+        self._seek()
         self._send_all_again()
 
     def on_down(self, reason: str) -> None:
         self._up.clear()
+        self._stop_seeking()
         self.manager_present = False
         self._last_problem = reason
 
     def on_available(self, sender: str, show: Show, status: str) -> None:
         if not self._is_manager(sender):
             return
+        self._stop_seeking()
         came_back, self.manager_present = not self.manager_present, True
         if came_back:
             self._send_all_again()
@@ -102,6 +111,20 @@ class Client:
             self._last_problem = f"the manager {self.manager} is not there"
             if reason:
                 self._last_problem += f" ({reason})"
+            if self._seeking is None and self._up.is_set():
+                self._seeking = asyncio.get_running_loop().call_later(SEEK_S, self._seek)
+
+    def _seek(self) -> None:
+        """Announce ourselves until the manager answers: one that starts later does not know of us."""
+        assert self._transport is not None
+        self._stop_seeking()
+        self._transport.announce(self.manager, Show.ONLINE, "user")
+        self._seeking = asyncio.get_running_loop().call_later(SEEK_S, self._seek)
+
+    def _stop_seeking(self) -> None:
+        if self._seeking is not None:
+            self._seeking.cancel()
+            self._seeking = None
 
     def on_heard(self, sender: str) -> None:
         """Pings are the link's own business."""

@@ -33,6 +33,7 @@ async def connected(client: Client, access: PoolAccess) -> AsyncIterator[None]:
         await _first_time(stream, running, access)
         yield
     finally:
+        client.close()
         await stream.close()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
