@@ -70,6 +70,11 @@ def test_big_binary_output_arrives_byte_for_byte(tmp_path: Path) -> None:
     assert done.stdout == data * 2
 
 
+def test_short_output_that_is_no_text_arrives_byte_for_byte(tmp_path: Path) -> None:
+    done = run(tmp_path, "-k", "--", r"printf '\377\000{}'", ":::", "a", "b")
+    assert (done.returncode, done.stdout) == (0, b"\xff\0a\xff\0b")
+
+
 def test_lines_are_run_while_more_are_to_come(tmp_path: Path) -> None:
     with start(tmp_path, "--", "echo") as process:
         assert process.stdin is not None

@@ -107,10 +107,11 @@ class WorkerAgent:
         if self._closed:
             return
         for e in ended:
-            if e.out_bytes > self._tail_bytes or e.err_bytes > self._tail_bytes:
+            kept = self._kept_bytes(e.out, e.out_bytes), self._kept_bytes(e.err, e.err_bytes)
+            if any(kept):
                 task = self.execution.task_of(e.attempt)
                 if task is not None:
-                    self.outputs.ended(*task, e.attempt, (e.out_bytes, e.err_bytes), self._tail_bytes)
+                    self.outputs.ended(*task, e.attempt, kept, 0)
         self._handle(
             xe.ProcessesEnded(
                 [
@@ -119,6 +120,10 @@ class WorkerAgent:
                 ]
             )
         )
+
+    def _kept_bytes(self, tail: str, size: int) -> int:
+        """Length of the file that the launcher left, 0 if the tail holds all and it is gone."""
+        return size if size > self._tail_bytes or "\ufffd" in tail else 0
 
     def on_launcher_lost(self, attempts: Sequence[int]) -> None:
         if not self._closed:

@@ -120,16 +120,14 @@ def _cannot_start(word: str, problem: OSError) -> CannotStartError:
 
 
 def collect(fd: int, path: str, tail_bytes: int) -> tuple[str, int]:
-    """The end of an output and its whole length; closes it, removes a file that the end holds completely."""
+    """The end of an output and its whole length; closes it, removes a file that the end holds completely.
+
+    Text that is not UTF-8 is replaced in the end, so such a file stays.
+    """
     size = os.fstat(fd).st_size
     tail = os.pread(fd, tail_bytes, max(0, size - tail_bytes)) if size and tail_bytes else b""
     os.close(fd)
-    if size <= tail_bytes:
-        with contextlib.suppress(OSError):  # the task removed it, or it stays: no harm
-            os.unlink(path)
-        if not size:
-            return "", 0
-    else:  # do not begin in the middle of a character
+    if size > tail_bytes:  # do not begin in the middle of a character
         skip = 0
         while skip < min(3, len(tail)) and tail[skip] & 0xC0 == 0x80:
             skip += 1
@@ -137,4 +135,7 @@ def collect(fd: int, path: str, tail_bytes: int) -> tuple[str, int]:
     text = tail.decode("utf-8", "replace")
     if not text.isascii():  # two characters that XML cannot carry (XML 1.0 section 2.2)
         text = text.replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
+    if size <= tail_bytes and "\ufffd" not in text:
+        with contextlib.suppress(OSError):  # the task removed it, or it stays: no harm
+            os.unlink(path)
     return text, size
