@@ -100,6 +100,9 @@ class Machine(RuleBasedStateMachine):
         for event in events:
             if isinstance(event, ev.AttemptsReported):
                 self.note_retries(event)
+        for worker in self.workers.values():
+            if worker.revoke is not None and all(job != worker.revoke[0] for job, _ in worker.hand.values()):
+                worker.revoke = None  # it has nothing left to give back, and the scheduler will know
         effects = self.scheduler.handle(events, self.now)
         for effect in effects:
             self.carry_out(effect, deliver)
@@ -121,12 +124,14 @@ class Machine(RuleBasedStateMachine):
                 job.last_seq += 1
                 job.states[effect.task] = effect.state
                 job.troubles.pop(effect.task, None)
-            case fx.RecordTrouble(job=number, task=task, failures=failures, losses=losses):
+            case fx.RecordTrouble(number, task, failures, losses, given_out):
                 job = self.jobs[number]
                 assert not TaskState(job.states[task]).terminal
                 before = job.troubles.get(task, Trouble())
-                assert failures + losses == before.failures + before.losses + 1
-                job.troubles[task] = Trouble(failures, losses)
+                counted = failures + losses - before.failures - before.losses
+                assert counted == 1 or (counted == 0 and given_out != before.given_out)
+                assert not (given_out and job.terms.restart)
+                job.troubles[task] = Trouble(failures, losses, given_out)
                 job.reruns += losses - before.losses
             case fx.RecordCancelled(number, ranges, seq):
                 job = self.jobs[number]
@@ -204,6 +209,9 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.submit(9, frozenset(), 1, 0, 1, True, False, "ann")
+        self.submit(5, frozenset(["foo"]), 1, 0, 2, True, True, "bob")
+        self.join(2, frozenset(["foo"]))
+        self.join(1, frozenset())
 
     @rule(
         size=st.integers(0, 12),
@@ -239,8 +247,10 @@ class Machine(RuleBasedStateMachine):
         self.jobs[number].open = not last
         self.handle(ev.JobExtended(number, count, last))
 
-    @rule(data=st.data())
-    def cancel_job(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), really=st.sampled_from([False, False, False, True]))
+    def cancel_job(self, data: st.DataObject, really: bool) -> None:
+        if not really:
+            return
         number = data.draw(st.sampled_from(sorted(self.jobs)))
         job = self.jobs[number]
         if job.ended is None:
@@ -307,28 +317,44 @@ class Machine(RuleBasedStateMachine):
             self.workers[name].stopped.clear()
 
     @precondition(lambda self: any(w.hand for w in self.workers.values()))
-    @rule(data=st.data(), deliver=st.booleans())
-    def report(self, data: st.DataObject, deliver: bool) -> None:
+    @rule(data=st.data(), end=st.sampled_from(AttemptEnd), deliver=st.booleans())
+    def report(self, data: st.DataObject, end: AttemptEnd, deliver: bool) -> None:
         """By a worker that is in the pool or was given up; sometimes the answer is lost."""
         worker = self.choose(data, sorted(n for n, w in self.workers.items() if w.hand))
-        attempts = data.draw(
-            st.lists(st.sampled_from(list(worker.hand)), min_size=1, max_size=4, unique=True)
-        )
+        oldest = list(worker.hand)[:4]
+        attempts = data.draw(st.lists(st.sampled_from(oldest), min_size=1, max_size=4, unique=True))
+        wall_s = data.draw(st.sampled_from([0.0, 0.001, 0.3, 5.0]))
         outcomes = []
         for attempt in attempts:
             job, task = worker.hand.pop(attempt)
-            ends = st.sampled_from(AttemptEnd)
-            end = (
-                AttemptEnd.CANCELLED
-                if attempt in worker.stopped and data.draw(st.booleans())
-                else data.draw(ends)
-            )
-            wall_s = data.draw(st.sampled_from([0.0, 0.001, 0.3, 5.0]))
             worker.stopped.discard(attempt)
             outcomes.append(AttemptOutcome(job, task, attempt, end, wall_s))
         worker.number += 1
         worker.spool[worker.number] = outcomes
         self.handle(ev.AttemptsReported(self.name_of(worker), worker.number, outcomes), deliver=deliver)
+
+    @precondition(lambda self: any(w.hand for w in self.workers.values()))
+    @rule(data=st.data())
+    def report_quick_successes(self, data: st.DataObject) -> None:
+        """Short tasks: from now on they travel by the dozen."""
+        self.report(data=data, end=AttemptEnd.COMPLETED, deliver=True)
+
+    @precondition(lambda self: any(w.hand for w in self.workers.values()))
+    @rule(data=st.data())
+    def report_failures(self, data: st.DataObject) -> None:
+        self.report(data=data, end=AttemptEnd.FAILED, deliver=True)
+
+    @precondition(lambda self: any(w.stopped & w.hand.keys() for w in self.workers.values()))
+    @rule(data=st.data())
+    def stop_as_told(self, data: st.DataObject) -> None:
+        names = sorted(n for n, w in self.workers.items() if w.stopped & w.hand.keys())
+        worker = self.choose(data, names)
+        stopped = sorted(worker.stopped & worker.hand.keys())
+        outcomes = [AttemptOutcome(*worker.hand.pop(a), a, AttemptEnd.CANCELLED, 0.1) for a in stopped]
+        worker.stopped.clear()
+        worker.number += 1
+        worker.spool[worker.number] = outcomes
+        self.handle(ev.AttemptsReported(self.name_of(worker), worker.number, outcomes))
 
     @precondition(lambda self: any(w.spool for w in self.workers.values()))
     @rule(data=st.data())
@@ -357,6 +383,19 @@ class Machine(RuleBasedStateMachine):
             self.once.discard(worker.hand.pop(attempt))
         worker.revoke = None
         self.handle(ev.AttemptsRevoked(name, number, given[::-1]))
+
+    @precondition(lambda self: any(self.workers[n].hand for n in self.joined()))
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def give_back_unasked(self, data: st.DataObject, count: int) -> None:
+        """A worker may return what it has not started, e.g. when its owner wants the machine."""
+        worker = self.choose(data, [n for n in self.joined() if self.workers[n].hand])
+        number, _ = worker.hand[next(reversed(worker.hand))]
+        given = [a for a, (job, _) in worker.hand.items() if job == number][-count:]
+        for attempt in given:
+            self.once.discard(worker.hand.pop(attempt))
+        if worker.revoke is not None and worker.revoke[0] == number:
+            worker.revoke = None
+        self.handle(ev.AttemptsRevoked(self.name_of(worker), number, [*given, given[0]]))
 
     @rule(
         name=st.sampled_from(["w@pool/0", "w@pool/1", "liar@pool/x"]),
@@ -415,11 +454,12 @@ class Machine(RuleBasedStateMachine):
         scheduler.check_invariants()
         return scheduler
 
-    @rule()
-    def restart_manager(self) -> None:
+    @rule(really=st.sampled_from([False, False, True]))
+    def restart_manager(self, really: bool) -> None:
+        if not really:
+            return
         self.epoch += 1
         self.scheduler = self.rebuilt(self.epoch)
-        self.once.clear()  # assignments are not stored: a new manager cannot know what was started
         for worker in self.workers.values():
             worker.joined = False
             worker.revoke = None
@@ -515,8 +555,8 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=80,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )

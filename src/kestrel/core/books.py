@@ -166,11 +166,20 @@ class Books:
         self.touched[job] = None
         if task not in job.running:
             job.requeue(task, front=front)
+            if not job.terms.restart:
+                self.give_out(job, task, False)
+
+    def give_out(self, job: Job, task: TaskIndex, given_out: bool) -> None:
+        """Have it stored whether a task that must not run twice may have been started."""
+        mark = job.mark(task)
+        if mark.given_out != given_out:
+            mark.given_out = given_out
+            self.trouble(job, task)
 
     def trouble(self, job: Job, task: TaskIndex) -> None:
         """Have the task's counters stored."""
         mark = job.mark(task)
-        self.effects.append(fx.RecordTrouble(job.id, task, mark.failures, mark.losses))
+        self.effects.append(fx.RecordTrouble(job.id, task, mark.failures, mark.losses, mark.given_out))
         self.touched[job] = None
 
     def lose(

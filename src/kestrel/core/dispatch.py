@@ -21,6 +21,7 @@ from kestrel.core import effects as fx
 from kestrel.core.books import Books
 from kestrel.core.jobs import TASK_S_MIN, UNIT, Attempt, Job
 from kestrel.core.matching import Signature, WorkerClass
+from kestrel.core.model import TaskState
 from kestrel.core.pool import Worker
 from kestrel.core.story import Entry
 
@@ -68,7 +69,16 @@ class Dispatch:
             if job.cancelled:
                 books.cancel_queued(job, job.cancel_queued())
                 job.marks = {task: mark for task, mark in job.marks.items() if task in job.running}
+            elif not job.terms.restart:
+                self._set_aside_given_out(job)
         books.settling.clear()
+
+    def _set_aside_given_out(self, job: Job) -> None:
+        """Nobody came back with these, and they must not run twice."""
+        lost = "it was given out before the manager was restarted, and no worker came back with it"
+        reason = f"{lost}; it must not run twice"
+        for task in [t for t, mark in job.marks.items() if mark.given_out and t not in job.running]:
+            self.books.finish(job, task, TaskState.NODE_FAIL, 0, "", reason=reason)
 
     # --- filling hands --------------------------------------------------------------------------------
 
@@ -142,6 +152,9 @@ class Dispatch:
         for number, task in enumerate(tasks, first):
             hand[number] = running[task] = Attempt(number, job, task, worker)
         worker.count(job, len(tasks))
+        if not job.terms.restart:
+            for task in tasks:
+                books.give_out(job, task, True)
         books.touched[job] = None
         books.matching.update(job)
         books.effects.append(fx.AssignTasks(worker.id, job.id, first, list(tasks)))

@@ -34,12 +34,18 @@ class RecordResult(Struct, frozen=True, gc=False):
 
 
 class RecordTrouble(Struct, frozen=True, gc=False):
-    """A task failed and is tried again, or lost its worker: its counters now."""
+    """A task failed and is tried again, or lost its worker: its counters now.
+
+    Also, of a task that must not run twice: it is being given to a worker (`given_out`), or is back
+    unstarted. That is the one assignment that is stored, and before it is sent: a later life of the
+    manager must know that the task may have run.
+    """
 
     job: JobId
     task: TaskIndex
     failures: int
     losses: int
+    given_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

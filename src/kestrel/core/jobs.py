@@ -73,11 +73,13 @@ class Attempt(Struct, eq=False):
 class Mark:
     """What is unusual about a task; most tasks never have one."""
 
-    __slots__ = ("cancelling", "failures", "losses", "spent", "superseded", "twins")
+    __slots__ = ("cancelling", "failures", "given_out", "losses", "spent", "superseded", "twins")
 
     def __init__(self, failures: int = 0, losses: int = 0) -> None:
         self.failures = failures
         self.losses = losses
+        self.given_out = False
+        """A worker has it, or had it in an earlier epoch; kept only if it must not run twice."""
         self.cancelling = False
         self.superseded: list[tuple[AttemptId, WorkerId]] = []
         """Lost with their workers; a late result would still count. Oldest first."""

@@ -162,6 +162,8 @@ class Trouble:
 
     failures: int = 0
     losses: int = 0
+    given_out: bool = False
+    """A task that must not run twice was given to a worker, and may have been started there."""
 
 
 @dataclass(frozen=True, slots=True)

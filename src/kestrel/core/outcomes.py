@@ -208,6 +208,8 @@ class Outcomes:
         if given:
             worker.progress = books.now
             books.pool.refresh(worker)
+            if not worker.idle:
+                books.pool.sate(worker)  # it must not get back at once what it gave
 
     # --- lost and found -------------------------------------------------------------------------------
 

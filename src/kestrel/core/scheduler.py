@@ -37,6 +37,7 @@ from kestrel.core.pool import DepartedWorker, Worker, WorkerView
 from kestrel.errors import InternalError, UsageError
 
 REFUSAL = "this manager does not know you as a worker: you were away for too long, or it was restarted"
+"""Why a sender is no worker here."""
 
 
 class Scheduler:
@@ -145,6 +146,7 @@ class Scheduler:
             if job.states[task] == QUEUED:
                 mark = job.mark(task)
                 mark.failures, mark.losses = trouble.failures, trouble.losses
+                mark.given_out = trouble.given_out
         if not books.settling:
             books.settle_at = books.now + books.settings.settle_s
         books.settling.append(job)
@@ -205,10 +207,7 @@ class Scheduler:
             books.pool.hear(worker, books.now)
         elif name not in self._refused:
             self._refused.add(name)
-            reason = (
-                "this manager does not know you as a worker: you were away for too long, or it was restarted"
-            )
-            books.effects.append(fx.RefuseWorker(name, reason))
+            books.effects.append(fx.RefuseWorker(name, REFUSAL))
         return worker
 
     # --- questions ----------------------------------------------------------------------------------------
@@ -258,6 +257,11 @@ class Scheduler:
         """Failures and losses so far of a task that has not ended; (0, 0) for others."""
         mark = self._job(job).marks.get(task)
         return (0, 0) if mark is None else (mark.failures, mark.losses)
+
+    def was_given_out(self, job: JobId, task: TaskIndex) -> bool:
+        """Whether a task that must not run twice, and has not ended, may have been started."""
+        mark = self._job(job).marks.get(task)
+        return mark is not None and mark.given_out
 
     def task_worker(self, job: JobId, task: TaskIndex) -> tuple[WorkerId, AttemptId] | None:
         """Who has the task, under which attempt; None if nobody has."""
