@@ -1,7 +1,7 @@
 """The judges of a simulated history: each law that must hold, observed from outside.
 
 Evidence is what the shells send (seen at the instant of sending), what is stored at that instant, what
-really ran (the ledger) and what users saw. A broken law raises `Violation` with the law's name. Called
+really ran (the ledger) and what users saw. A broken law raises `BrokenLawError` with the law's name. Called
 by the world; judges never change anything.
 """
 
@@ -31,7 +31,7 @@ REBUILD_PROBABILITY = 0.2
 """Share of the checks at which a second scheduler is built from the store."""
 
 
-class Violation(InternalError):
+class BrokenLawError(InternalError):
     """A law is broken; `law` is its name."""
 
     def __init__(self, law: str, text: str) -> None:
@@ -65,7 +65,7 @@ class Checkers:
     def _check_report(self, worker: str, report: m.Report) -> None:
         known = self._reports.setdefault((worker, report.n), report.attempts)
         if [a.attempt for a in known] != [a.attempt for a in report.attempts]:
-            raise Violation("report_numbers", f"{worker} used report number {report.n} twice")
+            raise BrokenLawError("report_numbers", f"{worker} used report number {report.n} twice")
 
     def _manager_tells(self, stanza: Stanza) -> None:
         to = stanza.to
@@ -89,11 +89,13 @@ class Checkers:
         """Every success in an acknowledged report has a stored end; whose, the first one decided."""
         report = self._reports.get((worker, ack.n))
         if report is None:
-            raise Violation("ack_before_stored", f"{worker} never sent report {ack.n}, which is acknowledged")
+            raise BrokenLawError(
+                "ack_before_stored", f"{worker} never sent report {ack.n}, which is acknowledged"
+            )
         store = self._world.disk.store
         for r in report:
             if r.state == "completed" and store.result(r.job, r.task) is None:
-                raise Violation(
+                raise BrokenLawError(
                     "ack_before_stored",
                     f"report {ack.n} of {worker} is acknowledged, but task {r.job}_{r.task} has no stored end",
                 )
@@ -104,16 +106,16 @@ class Checkers:
         store = self._world.disk.store
         record = store.record(accepted.job)
         if record is None:
-            raise Violation("told_before_stored", f"job {accepted.job} is accepted, but not stored")
+            raise BrokenLawError("told_before_stored", f"job {accepted.job} is accepted, but not stored")
         if record.size < accepted.size:
-            raise Violation(
+            raise BrokenLawError(
                 "told_before_stored",
                 f"job {accepted.job} is said to have {accepted.size} tasks, but {record.size} are stored",
             )
         if accepted.re.startswith("id-"):  # a submission, under the submitter's own id
             stored = store.stored_job(to.partition("/")[0], accepted.re)
             if stored != accepted.job:
-                raise Violation(
+                raise BrokenLawError(
                     "submission_doubled",
                     f"submission {accepted.re} is stored as job {stored}, and accepted as {accepted.job}",
                 )
@@ -123,12 +125,12 @@ class Checkers:
         for result in page.results:
             stored = store.result(page.job, result.task)
             if stored is None or (stored[1].attempt, stored[1].state) != (result.attempt, result.state):
-                raise Violation(
+                raise BrokenLawError(
                     "told_before_stored",
                     f"the result {result.state} of task {page.job}_{result.task} is told, stored is {stored}",
                 )
         if page.done and page.results and not self._ended(page.job):
-            raise Violation(
+            raise BrokenLawError(
                 "told_before_stored", f"job {page.job} is said to be done, but its end is not stored"
             )
 
@@ -136,16 +138,18 @@ class Checkers:
         store = self._world.disk.store
         record = store.record(info.job)
         if record is None:
-            raise Violation("told_before_stored", f"job {info.job} is told of, but not stored")
+            raise BrokenLawError("told_before_stored", f"job {info.job} is told of, but not stored")
         counts = info.counts
         told = counts.completed + counts.failed + counts.cancelled + counts.timeout + counts.node_fail
         if told > store.terminal(info.job):
-            raise Violation(
+            raise BrokenLawError(
                 "told_before_stored",
                 f"job {info.job} is said to have {told} ended tasks, but {store.terminal(info.job)} are stored",
             )
         if info.state in ENDED and not self._ended(info.job):
-            raise Violation("told_before_stored", f"job {info.job} is said to be {info.state}; not stored")
+            raise BrokenLawError(
+                "told_before_stored", f"job {info.job} is said to be {info.state}; not stored"
+            )
 
     def _ended(self, job: int) -> bool:
         record = self._world.disk.store.record(job)
@@ -165,14 +169,16 @@ class Checkers:
             if manager._unit is None and self._world.random.random() < REBUILD_PROBABILITY:
                 self.compare_rebuilt(manager)
             if manager.counters["duplicates"]:
-                raise Violation("recorded_twice", "the scheduler recorded a result for a task that had one")
+                raise BrokenLawError(
+                    "recorded_twice", "the scheduler recorded a result for a task that had one"
+                )
 
     def compare_rebuilt(self, manager: Manager) -> None:
         """A scheduler built from the store now knows all that the live one knows of what is stored."""
         content = self._world.disk.store.peek(terms_of)
         found = differences(manager.scheduler, manager.settings.scheduler, content, manager.clock.now())
         if found:
-            raise Violation("rebuilt_differs", "; ".join(found[:5]))
+            raise BrokenLawError("rebuilt_differs", "; ".join(found[:5]))
 
     def _check_worker(self, worker: WorkerHost) -> None:
         agent, settings = worker.agent, worker.settings
@@ -184,12 +190,12 @@ class Checkers:
         in_hand = len(execution._running)
         ahead = execution.settings.handover_max + settings.slots
         if queued > settings.queued_max + ahead:
-            raise Violation("unbounded", f"{worker.address} has {queued} attempts waiting")
+            raise BrokenLawError("unbounded", f"{worker.address} has {queued} attempts waiting")
         if kept > settings.finished_max + settings.queued_max + ahead or in_hand > ahead:
-            raise Violation("unbounded", f"{worker.address} keeps {kept} reports and runs {in_hand}")
+            raise BrokenLawError("unbounded", f"{worker.address} keeps {kept} reports and runs {in_hand}")
         missing = execution._reports.kept.keys() - worker.spool.kept.keys()
         if missing:
-            raise Violation(
+            raise BrokenLawError(
                 "not_spooled", f"{worker.address} has unacknowledged {sorted(missing)[:5]} in memory only"
             )
 
@@ -210,10 +216,10 @@ class Checkers:
             sizes[f"attempts of {name}"] = (view.in_hand, settings.scheduler.backlog_max + kept_there)
         for what, (count, most) in sizes.items():
             if count > most:
-                raise Violation("unbounded", f"{what}: {count}, allowed are {most}")
+                raise BrokenLawError("unbounded", f"{what}: {count}, allowed are {most}")
         asked = Counter((w.sender, w.request.id) for w in waiters)
         if asked and max(asked.values()) > 1:
-            raise Violation("unbounded", "a repeated request waits twice, and will be answered twice")
+            raise BrokenLawError("unbounded", "a repeated request waits twice, and will be answered twice")
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -222,7 +228,7 @@ class Checkers:
         for user in self._world.users:
             for plan in user.plans:
                 if not plan.done:
-                    raise Violation("job_unended", self._unended(user, plan))
+                    raise BrokenLawError("job_unended", self._unended(user, plan))
 
     def _unended(self, user: ScriptedUser, plan: JobPlan) -> str:
         if plan.job is None:
@@ -263,7 +269,7 @@ class Checkers:
         """The final judgement."""
         unsettled = self._unsettled()
         if unsettled:
-            raise Violation("unsettled", unsettled)
+            raise BrokenLawError("unsettled", unsettled)
         manager = self._world.manager.manager
         assert manager is not None
         self.compare_rebuilt(manager)
@@ -280,16 +286,16 @@ class Checkers:
         for user in self._world.users:
             for plan in user.plans:
                 if len(set(plan.accepted)) != 1:
-                    raise Violation(
+                    raise BrokenLawError(
                         "submission_doubled", f"{plan.message.id} got the numbers {plan.accepted}"
                     )
                 numbers[plan.accepted[0]].append(plan.message.id)
                 if plan.complaints and not (plan.cancelled or plan.cancel_after_s is not None):
-                    raise Violation("complaint", f"{plan.script}: {plan.complaints}")
+                    raise BrokenLawError("complaint", f"{plan.script}: {plan.complaints}")
         content = self._world.disk.store.peek(terms_of)
         stored = [record.job for record in content.jobs]
         if sorted(numbers) != stored or any(len(ids) > 1 for ids in numbers.values()):
-            raise Violation("submission_doubled", f"stored jobs {stored}, accepted {dict(numbers)}")
+            raise BrokenLawError("submission_doubled", f"stored jobs {stored}, accepted {dict(numbers)}")
 
     def _check_job(self, plan: JobPlan) -> None:
         """Every task has exactly one end, numbered from 1 without gaps, and the record says so."""
@@ -297,21 +303,21 @@ class Checkers:
         content = self._world.disk.store.peek(terms_of)
         record = next(r for r in content.jobs if r.job == plan.job)
         if record.state.value not in ENDED:
-            raise Violation("job_unended", f"job {plan.job} is stored as {record.state.value}")
+            raise BrokenLawError("job_unended", f"job {plan.job} is stored as {record.state.value}")
         if not plan.cancelled and record.size != plan.size:
-            raise Violation("task_lost", f"job {plan.job} has {record.size} tasks of {plan.size}")
+            raise BrokenLawError("task_lost", f"job {plan.job} has {record.size} tasks of {plan.size}")
         seqs = []
         for task in range(record.size):
             end = self._world.disk.store.result(plan.job, task)
             if end is None:
-                raise Violation("task_lost", f"job {plan.job} has ended, but task {task} has not")
+                raise BrokenLawError("task_lost", f"job {plan.job} has ended, but task {task} has not")
             seqs.append(end[0])
         if sorted(seqs) != list(range(1, record.size + 1)):
-            raise Violation("recorded_twice", f"job {plan.job}: results are numbered {sorted(seqs)}")
+            raise BrokenLawError("recorded_twice", f"job {plan.job}: results are numbered {sorted(seqs)}")
         c = record.counts
         total = c.completed + c.failed + c.cancelled + c.timeout + c.node_fail
         if total != record.size or record.last != record.size or c.queued or c.running:
-            raise Violation("task_lost", f"job {plan.job} of {record.size} tasks is stored with {c}")
+            raise BrokenLawError("task_lost", f"job {plan.job} of {record.size} tasks is stored with {c}")
 
     def _check_seen(self, plan: JobPlan) -> None:
         """The user saw each task exactly once, as it is stored."""
@@ -322,14 +328,16 @@ class Checkers:
         if sorted(seen) != list(range(record.size)) or any(count != 1 for count in seen.values()):
             missing = sorted(set(range(record.size)) - set(seen))
             twice = sorted(task for task, count in seen.items() if count > 1)
-            raise Violation("seen_once", f"job {plan.job}: not seen {missing[:8]}, seen twice {twice[:8]}")
+            raise BrokenLawError(
+                "seen_once", f"job {plan.job}: not seen {missing[:8]}, seen twice {twice[:8]}"
+            )
 
     def _check_runs(self) -> None:
         """Successes really happened, outputs belong to their tasks, and what must not run twice did not."""
         ledger = self._world.ledger
         for attempt, runs in ledger.by_attempt.items():
             if len(runs) > 1:
-                raise Violation("attempt_ran_twice", f"attempt {attempt} was started {len(runs)} times")
+                raise BrokenLawError("attempt_ran_twice", f"attempt {attempt} was started {len(runs)} times")
         for user in self._world.users:
             for plan in user.plans:
                 for result in plan.seen:
@@ -338,7 +346,7 @@ class Checkers:
                     for task in range(plan.size):
                         runs = ledger.by_task.get((plan.script, task), [])
                         if len(runs) > 1:
-                            raise Violation(
+                            raise BrokenLawError(
                                 "restarted",
                                 f"task {plan.job}_{task} must not run twice, but ran as "
                                 f"{[(r.attempt, r.host, round(r.started, 3)) for r in runs]}",
@@ -350,19 +358,21 @@ class Checkers:
         run = runs[0] if runs else None
         if result.state == "COMPLETED":
             if run is None or not run.succeeded or run.key != (plan.script, result.task):
-                raise Violation(
+                raise BrokenLawError(
                     "result_without_run", f"{name} is COMPLETED by attempt {result.attempt}: {run}"
                 )
             if result.out != f"{plan.script} {result.task}\n":
-                raise Violation("result_without_run", f"{name} has the output {result.out!r}")
+                raise BrokenLawError("result_without_run", f"{name} has the output {result.out!r}")
             if run.host != result.worker:
-                raise Violation("result_without_run", f"{name} ran on {run.host}, said is {result.worker}")
+                raise BrokenLawError(
+                    "result_without_run", f"{name} ran on {run.host}, said is {result.worker}"
+                )
         elif result.state == "FAILED" and result.exit_code != NOT_FOUND:
             if run is None or run.exit_code != result.exit_code:
-                raise Violation(
+                raise BrokenLawError(
                     "result_without_run", f"{name} FAILED with {result.exit_code}; the run is {run}"
                 )
         elif result.state == "CANCELLED" and not (plan.cancelled or plan.cancel_after_s is not None):
-            raise Violation("task_lost", f"{name} is CANCELLED, but nobody wanted that")
+            raise BrokenLawError("task_lost", f"{name} is CANCELLED, but nobody wanted that")
         if result.state not in TERMINAL:
-            raise Violation("task_lost", f"{name} has the state {result.state!r}")
+            raise BrokenLawError("task_lost", f"{name} has the state {result.state!r}")

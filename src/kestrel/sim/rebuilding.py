@@ -32,31 +32,33 @@ def differences(live: Scheduler, settings: SchedulerSettings, content: StoreCont
 
 
 def _job_differences(live: Scheduler, rebuilt: Scheduler, job: int) -> list[str]:
-    found = []
-    for what, a, b in (
-        ("size", live.size(job), rebuilt.size(job)),
-        ("last seq", live.last_seq(job), rebuilt.last_seq(job)),
-        ("open", live.is_open(job), rebuilt.is_open(job)),
-        ("reruns", live.reruns(job), rebuilt.reruns(job)),
-        ("counts", _ends(live, job), _ends(rebuilt, job)),
-    ):
-        if a != b:
-            found.append(f"job {job}: {what} {a} live, {b} rebuilt")
-    if live.size(job) == rebuilt.size(job):
+    mine, theirs = _summary(live, job), _summary(rebuilt, job)
+    found = [
+        f"job {job}: {what} {mine[what]} live, {theirs[what]} rebuilt"
+        for what in mine
+        if mine[what] != theirs[what]
+    ]
+    if mine["size"] == theirs["size"]:
         for task in range(live.size(job)):
-            mine, theirs = live.task_state(job, task), rebuilt.task_state(job, task)
-            if _stored(mine) is not theirs:
-                found.append(f"task {job}_{task}: {mine.name} live, {theirs.name} rebuilt")
-            elif not mine.terminal and live.trouble(job, task) != rebuilt.trouble(job, task):
-                a, b = live.trouble(job, task), rebuilt.trouble(job, task)
-                found.append(f"task {job}_{task}: failures and losses {a} live, {b} rebuilt")
+            a, b = _of_task(live, job, task), _of_task(rebuilt, job, task)
+            if a != b:
+                found.append(f"task {job}_{task}: (state, failures, losses, given out) {a} live, {b} rebuilt")
     return found
 
 
-def _stored(state: TaskState) -> TaskState:
-    return state if state.terminal else TaskState.QUEUED
-
-
-def _ends(scheduler: Scheduler, job: int) -> list[int]:
+def _summary(scheduler: Scheduler, job: int) -> dict[str, object]:
     counts = scheduler.counts(job)
-    return [getattr(counts, name) for name in _ENDS]
+    return {
+        "size": scheduler.size(job),
+        "last seq": scheduler.last_seq(job),
+        "open": scheduler.is_open(job),
+        "reruns": scheduler.reruns(job),
+        "ended tasks": [getattr(counts, name) for name in _ENDS],
+    }
+
+
+def _of_task(scheduler: Scheduler, job: int, task: int) -> tuple[str, int, int, bool]:
+    state = scheduler.task_state(job, task)
+    if state.terminal:
+        return state.name, 0, 0, False
+    return TaskState.QUEUED.name, *scheduler.trouble(job, task), scheduler.was_given_out(job, task)

@@ -14,7 +14,7 @@ from random import Random
 
 from kestrel.core.model import SchedulerSettings
 from kestrel.manager.settings import ManagerSettings
-from kestrel.sim.checkers import Checkers, Violation
+from kestrel.sim.checkers import Checkers, BrokenLawError
 from kestrel.sim.clock import ProcessClock, Timeline
 from kestrel.sim.faults import Fault, Faults, Weather, draw_kinds
 from kestrel.sim.hosts import ManagerHost, Node, Shells, WorkerHost, worker_settings
@@ -167,7 +167,7 @@ class World:
     # --- running ------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Play the history. Raises `Violation`, or whatever broke."""
+        """Play the history. Raises `BrokenLawError`, or whatever broke."""
         self.begin()
         self.run_until(self.settings.faults_s)
         self.faults.heal()
@@ -206,7 +206,7 @@ class World:
                 if reached is not None and reached():
                     break
             if self.steps > self.settings.steps_max:
-                raise Violation(
+                raise BrokenLawError(
                     "storm", f"more than {self.settings.steps_max} steps: something runs in circles"
                 )
         end.cancel()

@@ -230,7 +230,7 @@ class MemoryStore:
                 troubles[write.task] = before
 
         undo.append(take_back)
-        troubles[write.task] = Trouble(write.failures, write.losses)
+        troubles[write.task] = Trouble(write.failures, write.losses, write.given_out)
 
     def _cancel(self, write: RecordCancelled, undo: list[Undo]) -> None:
         job = self._job(write.job)

@@ -201,5 +201,5 @@ def _states(connection: sqlite3.Connection, record: JobRecord) -> bytearray:
 
 
 def _troubles(connection: sqlite3.Connection, job: JobId) -> dict[int, Trouble]:
-    rows = connection.execute("SELECT task, failures, losses FROM troubles WHERE job = ?", (job,))
-    return {task: Trouble(failures, losses) for task, failures, losses in rows.fetchall()}
+    rows = connection.execute("SELECT task, failures, losses, given_out FROM troubles WHERE job = ?", (job,))
+    return {task: Trouble(failures, losses, bool(given)) for task, failures, losses, given in rows.fetchall()}

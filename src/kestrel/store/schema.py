@@ -73,6 +73,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             losses INTEGER NOT NULL,
             PRIMARY KEY (job, task)) WITHOUT ROWID""",
     ),
+    ("ALTER TABLE troubles ADD COLUMN given_out INTEGER NOT NULL DEFAULT 0",),
 )
 """`MIGRATIONS[n]` makes version n + 1 out of version n."""
 

@@ -233,12 +233,12 @@ class Transaction:
     def _flush_troubles(self) -> None:
         if not self._troubles:
             return
-        latest = {(t.job, t.task): (t.job, t.task, t.failures, t.losses) for t in self._troubles}
+        latest = {(t.job, t.task): (t.job, t.task, t.failures, t.losses, t.given_out) for t in self._troubles}
         self._troubles.clear()
-        for job, task, _, _ in latest.values():
+        for job, task in latest:
             self._delta(job, task)
         self._rows.insert(
-            "INSERT OR REPLACE INTO troubles (job, task, failures, losses)", list(latest.values())
+            "INSERT OR REPLACE INTO troubles (job, task, failures, losses, given_out)", list(latest.values())
         )
 
     # --- jobs -----------------------------------------------------------------------------------------
