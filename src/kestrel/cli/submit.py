@@ -129,5 +129,6 @@ def _job_of(
         return m.Job(command=" ".join(words), queue=queue), None
     if queue is not None:
         raise UsageError("-n and ::: exclude each other", hint="::: runs the command once per argument")
-    bag = parse(words, sys.stdin.buffer, stdin_is_terminal=sys.stdin.isatty())
+    stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 (unbuffered: a slow pipe streams)
+    bag = parse(words, stdin, stdin_is_terminal=stdin.isatty())
     return m.Job(command=bag.command), bag.parameters

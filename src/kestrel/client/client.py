@@ -322,7 +322,7 @@ def _submission(accepted: m.Accepted) -> Submission:
 
 
 def _pieces(args: Iterable[m.Parameters]) -> Iterator[list[m.Parameters]]:
-    """Parameters in portions of about `SUBMISSION_BYTES` of JSON."""
+    """Parameters in portions of at most `SUBMISSION_BYTES` within a stanza (or a single one)."""
     piece: list[m.Parameters] = []
     size = 0
     for words in args:
@@ -337,4 +337,7 @@ def _pieces(args: Iterable[m.Parameters]) -> Iterator[list[m.Parameters]]:
 
 
 def _json_length(word: str) -> int:
-    return len(word) + 4 if word.isascii() and word.isprintable() else len(msgspec.json.encode(word)) + 1
+    """How much a word adds to a message, at most."""
+    return (
+        len(word) + 3 if word.isalnum() and word.isascii() else codec.wire_size(msgspec.json.encode(word)) + 1
+    )

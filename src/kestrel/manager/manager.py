@@ -438,7 +438,7 @@ class Manager:
     ) -> None:
         """One message, or several when long parameters make it larger than servers like."""
         text = codec.encode(m.Tasks(job=job, attempt=attempt, tasks=tasks, params=params, spec=spec))
-        if len(text) <= self.settings.stanza_bytes_max or len(tasks) == 1:
+        if codec.wire_size(text) <= self.settings.stanza_bytes_max or len(tasks) == 1:
             entry = self.workers.get(worker)
             self.transport.send(worker, text, chat=entry is not None and entry.chat)
             return

@@ -523,7 +523,7 @@ def _fitting(found: list[tuple[int, m.TaskResult]], bytes_max: int) -> list[tupl
         size = 400 + len(r.reason) + len(r.worker)
         for text in (r.out, r.err, *r.params):
             plain = len(text.encode())
-            size += plain if room > 6 * plain and plain < 256 else len(msgspec.json.encode(text))
+            size += 6 * plain if plain < 256 else codec.wire_size(msgspec.json.encode(text))
         room -= size
         if room < 0 and i:
             return found[:i]

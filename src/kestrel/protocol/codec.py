@@ -43,6 +43,11 @@ def encode(message: m.Message) -> bytes:
     return _encoder.encode(message)
 
 
+def wire_size(text: bytes) -> int:
+    """Bytes that this JSON text takes within a stanza, at most: `&`, `<` and `>` are escaped there."""
+    return len(text) + 5 * (text.count(b"&") + text.count(b"<") + text.count(b">"))
+
+
 def decode_to_manager(text: bytes | str) -> m.ToManager:
     """Read what a worker or a user sent to a manager; raises `ProtocolError`."""
     return _decode(_to_manager, text)

@@ -10,6 +10,7 @@ import msgspec
 from kestrel.core.execution_events import Ending, Finished
 from kestrel.core.model import AttemptEnd
 from kestrel.ports import ProcessEnded
+from kestrel.protocol.codec import wire_size
 from kestrel.protocol.messages import AttemptReport
 
 _encoder = msgspec.json.Encoder()
@@ -59,12 +60,7 @@ def render(ending: Ending) -> Finished:
             reason=reason,
         )
     body = _encoder.encode(report)
-    return Finished(ending.job, ending.task, ending.attempt, body, wire_size(body))
-
-
-def wire_size(body: bytes) -> int:
-    """Bytes that a JSON text takes in a stanza, where `&` `<` `>` become `\\u` escapes, and a comma."""
-    return len(body) + 5 * (body.count(b"&") + body.count(b"<") + body.count(b">")) + 1
+    return Finished(ending.job, ending.task, ending.attempt, body, wire_size(body) + 1)
 
 
 def report_message(number: int, finished: Sequence[Finished]) -> bytes:

@@ -22,8 +22,8 @@ import msgspec
 
 from kestrel.core.execution_events import Finished
 from kestrel.errors import EnvironmentProblem
+from kestrel.protocol.codec import wire_size
 from kestrel.protocol.messages import AttemptReport
-from kestrel.worker.reports import wire_size
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class FileSpool:
                         found.pop(attempt, None)
                 else:
                     r = _report.decode(line)
-                    found[r.attempt] = Finished(r.job, r.task, r.attempt, line, wire_size(line))
+                    found[r.attempt] = Finished(r.job, r.task, r.attempt, line, wire_size(line) + 1)
             except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError) as problem:
                 log.error(
                     "spool_bad_record", extra={"path": str(self._path), "line": number, "text": str(problem)}
