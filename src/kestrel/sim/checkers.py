@@ -46,13 +46,21 @@ class Checkers:
         self._world = world
         self._reports: dict[tuple[str, int], list[m.AttemptReport]] = {}
         """What each worker put into each report, as it was sent."""
-        self._held_warned: Counter[str] = Counter()
         world.network.on_sent = self._on_sent
 
     # --- law 1: nothing is told before it is stored ---------------------------------------------------
 
     def _on_sent(self, link: Link, stanza: Stanza) -> None:
-        """A shell sends something at this instant."""
+        """A shell sends something at this instant.
+
+        Raising here would raise inside the shell, which might take it for a mistake of its own.
+        """
+        try:
+            self._judge_sent(link, stanza)
+        except BrokenLawError as broken:
+            self._world.failure = self._world.failure or broken
+
+    def _judge_sent(self, link: Link, stanza: Stanza) -> None:
         if stanza.kind is not Kind.MESSAGE:
             return
         if link is self._world.manager.link:

@@ -14,7 +14,7 @@ from random import Random
 
 from kestrel.core.model import SchedulerSettings
 from kestrel.manager.settings import ManagerSettings
-from kestrel.sim.checkers import Checkers, BrokenLawError
+from kestrel.sim.checkers import BrokenLawError, Checkers
 from kestrel.sim.clock import ProcessClock, Timeline
 from kestrel.sim.faults import Fault, Faults, Weather, draw_kinds
 from kestrel.sim.hosts import ManagerHost, Node, Shells, WorkerHost, worker_settings
