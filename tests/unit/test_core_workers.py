@@ -315,3 +315,36 @@ def test_a_drained_worker_gets_nothing_until_it_is_wanted_again() -> None:
 
 def test_without_workers_and_restored_jobs_there_is_nothing_to_wait_for() -> None:
     assert Rig().scheduler.next_wake(5.0) is None
+
+
+def test_all_who_still_have_a_task_are_stopped_and_what_they_give_back_then_is_not_queued() -> None:
+    rig = two_attempts()
+    rig.join("c@p/1")
+    lost(rig, "b@p/1")
+    rig.join("a@p/1", held=[HeldByWorker(1, 0, FIRST)])
+    rig.join("b@p/1", held=[HeldByWorker(1, 0, FIRST + 1)])
+    rig.expect(
+        fx.RecordResult(1, 0, 1, TaskState.COMPLETED, FIRST + 2, "c@p/1", f"report of {FIRST + 2}"),
+        fx.StopAttempts("a@p/1", [FIRST]),
+        fx.StopAttempts("b@p/1", [FIRST + 1]),
+        fx.AcknowledgeReport("c@p/1", 1),
+        fx.RecordJobEnded(1, JobState.COMPLETED),
+        fx.AnnounceJob(1),
+        after=rig.report("c@p/1", ended(1, 0, FIRST + 2)),
+    )
+    rig.expect(after=ev.AttemptsRevoked("a@p/1", 1, [FIRST]))
+    assert rig.scheduler.workers()["a@p/1"].in_hand == 0
+
+
+def test_a_cancelled_task_that_fails_is_not_tried_again() -> None:
+    rig = Rig()
+    rig.submit(1, 1, retries=5)
+    rig.join("a@p/1")
+    rig.effects(ev.JobCancelled(1))
+    rig.expect(
+        fx.RecordResult(1, 0, 1, TaskState.FAILED, FIRST, "a@p/1", f"report of {FIRST}"),
+        fx.AcknowledgeReport("a@p/1", 1),
+        fx.RecordJobEnded(1, JobState.CANCELLED),
+        fx.AnnounceJob(1),
+        after=rig.report("a@p/1", ended(1, 0, FIRST, AttemptEnd.FAILED)),
+    )
