@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import click
 
 from kestrel.cli.arguments import Bag, parse
+from kestrel.cli.logs import set_up_logs
 from kestrel.cli.options import duration, json_option
 from kestrel.cli.output import Output
 from kestrel.errors import EnvironmentProblem, UsageError
@@ -92,6 +93,7 @@ errors. With --halt, that of the task that caused it. Options stand before the c
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [::: ARGUMENT...]")
 def run(words: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> int:
     out = Output("json" if as_json else "table")
+    set_up_logs(verbose=False, quiet=True)
     _check(options)
     jobs = None if options["pool"] else parse_jobs(options["jobs"], _cores())
     stdin = _standard_input()
