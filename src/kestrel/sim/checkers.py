@@ -137,7 +137,8 @@ class Checkers:
                     "told_before_stored",
                     f"the result {result.state} of task {page.job}_{result.task} is told, stored is {stored}",
                 )
-        if page.done and page.results and not self._ended(page.job):
+        by_cursor = page.last > 0  # else these are named tasks, and `done` says nothing of the job
+        if page.done and by_cursor and not self._ended(page.job):
             raise BrokenLawError(
                 "told_before_stored", f"job {page.job} is said to be done, but its end is not stored"
             )
@@ -220,7 +221,7 @@ class Checkers:
             sizes[f"watchers of {entry.record.job}"] = (len(entry.watchers), settings.watchers_per_job_max)
         for name, view in manager.scheduler.workers().items():
             # adopted ones and those that a lost assignment left behind come on top of what is assigned
-            kept_there = self._world.settings.queued_max + 2 * self._world.settings.finished_max
+            kept_there = max(self._world.settings.queued_max) + 2 * max(self._world.settings.finished_max)
             sizes[f"attempts of {name}"] = (view.in_hand, settings.scheduler.backlog_max + kept_there)
         for what, (count, most) in sizes.items():
             if count > most:

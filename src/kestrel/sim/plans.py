@@ -11,13 +11,39 @@ from kestrel.sim.scripts import ScriptMix, Scripts
 from kestrel.sim.user import JobPlan
 
 TAGS = ("PYTHON", "FOO", "BAR")
+WORK_S_MAX = 40.0
+"""About how much work a job is, but for its slow tasks: it must end within the time of liveness."""
+
+
+def draw_question(random: Random) -> m.UserToManager | str:
+    """Something that people ask while their jobs run; words for a chat, or a message."""
+    job = random.randint(1, 4)
+    return random.choice(
+        (
+            "status",
+            f"results {job}",
+            f"explain {job} 0",
+            "pool",
+            "hlep",
+            m.Status(),
+            m.Status(all=True),
+            m.Status(job=job),
+            m.Pool(),
+            m.Explain(job=job),
+            m.Explain(job=job, task=random.randint(0, 5)),
+            m.ListTasks(job=job, limit=random.choice((1, 100)), states=random.choice(([], ["running"]))),
+            m.Results(job=job, tasks="0"),
+            m.Output(job=job, task=random.randint(0, 5)),
+            m.Help(),
+        )
+    )
 
 
 def draw_plan(random: Random, scripts: Scripts, name: str, slots_max: int) -> JobPlan:
     """One job, with the scripts of its tasks written."""
-    size = random.choice((1, 3, 10, 30, 60))
+    size = random.choice((1, 3, 10, 30, 60, 150))
     mix = ScriptMix(
-        seconds=random.choice((0.003, 0.05, 0.4, 2.0)),
+        seconds=min(random.choice((0.003, 0.05, 0.4, 2.0)), WORK_S_MAX / size),
         slow=random.choice((0.0, 0.1)),
         failing=random.choice((0.0, 0.3)),
         hopeless=random.choice((0.0, 0.0, 0.2)),

@@ -71,6 +71,7 @@ class ScriptedUser:
     ) -> None:
         self.name = name
         self.plans = plans
+        self.words_heard = 0
         self._manager = manager
         self._clock = clock
         self._transport = transport
@@ -79,6 +80,8 @@ class ScriptedUser:
         self._count = 0
         self._up = False
         self._drains: dict[str, bool] = {}
+        self._chat = random.random() < 0.3
+        """Sends its JSON in bodies, as scripts with a plain XMPP library do."""
 
     @property
     def bare(self) -> str:
@@ -101,6 +104,15 @@ class ScriptedUser:
         if not under_way:
             self._ask(m.Drain(worker=worker, undo=undo), None)
 
+    def ask(self, message: m.UserToManager) -> None:
+        """Ask something; whatever is answered, it must not disturb."""
+        self._ask(message, None)
+
+    def say(self, words: str) -> None:
+        """Plain words, as a person types them."""
+        if self._up:
+            self._transport.send(self._manager, words.encode(), chat=True)
+
     # --- what the transport tells -----------------------------------------------------------------
 
     def on_up(self, address: str) -> None:
@@ -122,6 +134,9 @@ class ScriptedUser:
         """Nobody is pinged."""
 
     def on_message(self, sender: str, payload: bytes, chat: bool) -> None:
+        if chat and not payload.startswith(b"{"):
+            self.words_heard += 1
+            return
         message = codec.decode_to_user(payload)
         if isinstance(message, m.Event):
             return
@@ -153,7 +168,7 @@ class ScriptedUser:
             return
         pending.sends += 1
         if self._up:
-            self._transport.send(self._manager, codec.encode(pending.message))
+            self._transport.send(self._manager, codec.encode(pending.message), chat=self._chat)
         waits = isinstance(pending.message, m.Results) and pending.message.wait
         sends = pending.sends
         delay = (WAIT_RESEND_S if waits else RESEND_S) * self._random.uniform(0.8, 1.2)

@@ -21,7 +21,7 @@ from kestrel.sim.hosts import ManagerHost, Node, Shells, WorkerHost, worker_sett
 from kestrel.sim.launcher import Machinery
 from kestrel.sim.ledger import Ledger
 from kestrel.sim.network import Network
-from kestrel.sim.plans import TAGS, draw_plan
+from kestrel.sim.plans import TAGS, draw_plan, draw_question
 from kestrel.sim.scripts import Scripts
 from kestrel.sim.storage import Disk
 from kestrel.sim.trace import Trace
@@ -32,9 +32,9 @@ from kestrel.sim.user import JobPlan, ScriptedUser
 class WorldSettings:
     """Sizes and times of simulated worlds. Seconds are virtual."""
 
-    faults_s: float = 40.0
+    faults_s: float = 60.0
     """How long things go wrong."""
-    submit_s: float = 20.0
+    submit_s: float = 30.0
     """Jobs are submitted within this time."""
     liveness_s: float = 400.0
     """Without faults everything must have ended after so long."""
@@ -43,12 +43,14 @@ class WorldSettings:
     steps_max: int = 400_000
     check_every: int = 25
     """Invariants are checked after so many steps."""
-    workers_max: int = 4
+    workers_max: int = 5
     users_max: int = 2
     jobs_max: int = 4
+    questions_max: int = 12
     slots_max: int = 4
-    queued_max: int = 40
-    finished_max: int = 60
+    queued_max: tuple[int, ...] = (10, 40)
+    """Of each worker one of these: less than the manager gives it overflows."""
+    finished_max: tuple[int, ...] = (3, 60)
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
             lookahead_s=0.5, batch_max=20, backlog_max=40, lease_s=6.0, probe_s=2.0, settle_s=3.0
@@ -129,7 +131,11 @@ class World:
             self.network,
             address,
             worker_settings(
-                manager, slots, tags, queued_max=settings.queued_max, finished_max=settings.finished_max
+                manager,
+                slots,
+                tags,
+                queued_max=random.choice(settings.queued_max),
+                finished_max=random.choice(settings.finished_max),
             ),
             shells,
         )
@@ -190,6 +196,11 @@ class World:
             for plan in host.user.plans:
                 at = random.uniform(0.0, self.settings.submit_s)
                 later(at, lambda user=host.user, plan=plan: user.submit(plan))  # type: ignore[misc]
+            for _ in range(random.randint(0, self.settings.questions_max)):
+                question = draw_question(random)
+                ask = host.user.say if isinstance(question, str) else host.user.ask
+                at = random.uniform(0.0, self.settings.faults_s)
+                later(at, lambda ask=ask, question=question: ask(question))  # type: ignore[misc]
         later(1.0, self.faults.begin)
 
     def run_until(self, until: float, reached: Callable[[], bool] | None = None) -> None:
