@@ -105,7 +105,7 @@ class Checkers:
             if r.state == "completed" and store.result(r.job, r.task) is None:
                 raise BrokenLawError(
                     "ack_before_stored",
-                    f"report {ack.n} of {worker} is acknowledged, but task {r.job}_{r.task} has no stored end",
+                    f"report {ack.n} of {worker} is acknowledged, but {r.job}_{r.task} has no stored end",
                 )
 
     def _check_accepted(self, to: str, accepted: m.Accepted) -> None:
@@ -150,10 +150,11 @@ class Checkers:
             raise BrokenLawError("told_before_stored", f"job {info.job} is told of, but not stored")
         counts = info.counts
         told = counts.completed + counts.failed + counts.cancelled + counts.timeout + counts.node_fail
-        if told > store.terminal(info.job):
+        stored = store.terminal(info.job)
+        if told > stored:
             raise BrokenLawError(
                 "told_before_stored",
-                f"job {info.job} is said to have {told} ended tasks, but {store.terminal(info.job)} are stored",
+                f"job {info.job} is said to have {told} ended tasks, but {stored} are stored",
             )
         if info.state in ENDED and not self._ended(info.job):
             raise BrokenLawError(
@@ -247,7 +248,8 @@ class Checkers:
         missing = [t for t in range(plan.size) if self._world.disk.store.result(plan.job, t) is None]
         lines = [
             f"job {plan.job} ({plan.script}) has {ends} of {plan.size} results, missing {missing[:8]}, "
-            f"stored {record.state.value if record else None}; {user.name} saw {len(plan.seen)}; {plan.complaints}"
+            f"stored {record.state.value if record else None}; {user.name} saw {len(plan.seen)}; "
+            f"{plan.complaints}"
         ]
         manager = self._world.manager.manager
         if manager is not None and manager.scheduler.has_job(plan.job) and missing:

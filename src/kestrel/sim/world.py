@@ -43,6 +43,7 @@ class WorldSettings:
     steps_max: int = 400_000
     check_every: int = 25
     """Invariants are checked after so many steps."""
+    workers_min: int = 1
     workers_max: int = 5
     users_max: int = 2
     jobs_max: int = 4
@@ -113,7 +114,8 @@ class World:
             self._failed,
         )
         self.workers = [
-            self._worker(i, bare, shells) for i in range(random.randint(1, self.settings.workers_max))
+            self._worker(i, bare, shells)
+            for i in range(random.randint(self.settings.workers_min, self.settings.workers_max))
         ]
         self.user_hosts = self._users(bare, plans)
         self.users = [host.user for host in self.user_hosts]
@@ -176,6 +178,10 @@ class World:
         """Play the history. Raises `BrokenLawError`, or whatever broke."""
         self.begin()
         self.run_until(self.settings.faults_s)
+        self.conclude()
+
+    def conclude(self) -> None:
+        """Heal everything, wait for the end of everything, and judge."""
         self.faults.heal()
         self.run_until(
             self.timeline.now + self.settings.liveness_s, lambda: all(u.finished for u in self.users)
@@ -250,7 +256,7 @@ def run_seed(seed: int, settings: WorldSettings | None = None, shells: Shells | 
 def play(world: World) -> Outcome:
     """Play and judge a world that was built already."""
     problem: Exception | None = None
-    with _quiet_logs():
+    with quiet_logs():
         try:
             world.run()
         except Exception as raised:  # noqa: BLE001 (the boundary of a history: whatever broke is its outcome)
@@ -259,7 +265,7 @@ def play(world: World) -> Outcome:
 
 
 @contextmanager
-def _quiet_logs() -> Iterator[None]:
+def quiet_logs() -> Iterator[None]:
     """Histories are full of things that a log would warn of."""
     logger = logging.getLogger("kestrel")
     level = logger.level

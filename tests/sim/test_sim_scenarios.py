@@ -1,0 +1,171 @@
+"""What seeds of the simulator found, as small histories with names: each broke a law once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kestrel.protocol import messages as m
+from kestrel.sim.scripts import Behaviour
+from kestrel.sim.user import JobPlan
+from kestrel.sim.world import World, WorldSettings, quiet_logs
+
+NO_FAULTS = ({}, frozenset())
+
+
+class Stage:
+    """A world without chance faults: one user, and what the scenario does at which second."""
+
+    def __init__(self, workers: int) -> None:
+        settings = WorldSettings(workers_min=workers, workers_max=workers, questions_max=0)
+        self.world = World(3, settings, faults=NO_FAULTS, plans=lambda random, scripts: [[]])  # type: ignore[arg-type]
+        self.world.manager.start()
+        for worker in self.world.workers:
+            worker.start()
+        for host in self.world.user_hosts:
+            host.link.connect()
+
+    def at(self, second: float, call: Callable[[], object]) -> None:
+        self.world.timeline.call_later(second, lambda: _drop(call()))
+
+    def job(self, second: float, name: str, tasks: list[Behaviour], **fields: object) -> JobPlan:
+        """A job of these tasks, submitted at that second."""
+        for index, behaviour in enumerate(tasks):
+            self.world.scripts.behaviours[(name, index)] = behaviour
+        message = m.Job(
+            command=["task", name],
+            id=f"id-{name}",
+            queue=len(tasks),
+            **fields,  # type: ignore[arg-type]
+        )
+        plan = JobPlan(name, message, size=len(tasks))
+        user = self.world.users[0]
+        user.plans.append(plan)
+        self.at(second, lambda: user.submit(plan))
+        return plan
+
+    def play(self, seconds: float) -> None:
+        """Everything until then, and the judgement."""
+        with quiet_logs():
+            self.world.run_until(seconds)
+            self.world.conclude()
+
+    def runs(self, plan: JobPlan, task: int) -> int:
+        return len(self.world.ledger.by_task[(plan.script, task)])
+
+
+def _drop(_: object) -> None:
+    """What a call returns does not matter here."""
+
+
+def test_a_watcher_is_not_told_of_results_that_are_still_being_stored() -> None:
+    stage = Stage(workers=2)
+    stage.world.disk.settings.delay_s = 0.5
+    plan = stage.job(1, "watched", [Behaviour(0.05)] * 60)
+    plan.watch = True
+    stage.play(30)
+    assert [result.state for result in plan.seen] == ["COMPLETED"] * 60
+
+
+def test_a_request_that_arrives_twice_waits_once() -> None:
+    stage = Stage(workers=1)
+    stage.world.network.settings.duplicate_probability = 1.0
+    plan = stage.job(1, "asked", [Behaviour(5.0), Behaviour(5.0)])
+    stage.play(9)
+    assert sorted(result.task for result in plan.seen) == [0, 1]
+
+
+def test_an_idle_worker_that_was_cut_off_beyond_its_lease_is_taken_in_again() -> None:
+    stage = Stage(workers=1)
+    (worker,) = stage.world.workers
+    stage.at(5, lambda: stage.world.network.stall(worker.link, True))
+    stage.at(20, lambda: stage.world.network.stall(worker.link, False))
+    plan = stage.job(25, "late", [Behaviour(0.5)] * 4)
+    stage.play(30)
+    assert {result.state for result in plan.seen} == {"COMPLETED"}
+    assert stage.world.timeline.now < 60
+
+
+def test_a_worker_that_is_back_before_its_loss_is_stored_gets_work() -> None:
+    stage = Stage(workers=1)
+    (worker,) = stage.world.workers
+    stage.world.disk.settings.delay_s = 1.0
+    for second in range(5, 15):
+        stage.at(second, worker.crash)
+        stage.at(second, worker.start)
+    first = stage.job(4, "during", [Behaviour(0.2)] * 20)
+    then = stage.job(16, "after", [Behaviour(0.2)] * 4)
+    stage.play(17)
+    assert {result.state for result in first.seen} <= {"COMPLETED", "NODE_FAIL"}
+    assert {result.state for result in then.seen} == {"COMPLETED"}
+
+
+def test_a_worker_that_is_drained_while_it_comes_back_stays_drained_until_that_is_undone() -> None:
+    stage = Stage(workers=2)
+    drained, other = stage.world.workers
+    user = stage.world.users[0]
+    stage.world.disk.settings.delay_s = 1.0
+    stage.at(5, drained.crash)
+    stage.at(5, drained.start)
+    stage.at(7, lambda: user.drain(drained.address, undo=False))
+    plan = stage.job(12, "elsewhere", [Behaviour(0.2)] * 6)
+    stage.at(30, lambda: user.drain(drained.address, undo=True))
+    again = stage.job(40, "anywhere", [Behaviour(2.0)] * 40)
+    stage.play(41)
+    assert {result.worker for result in plan.seen} == {other.address}
+    assert {result.worker for result in again.seen} == {drained.address, other.address}
+
+
+def test_a_task_that_must_not_run_twice_is_not_run_by_the_next_manager() -> None:
+    stage = Stage(workers=2)
+    plan = stage.job(3, "once", [Behaviour(15.0)] * 2, restart="never")
+    for worker in stage.world.workers:
+        stage.at(5, lambda link=worker.link: stage.world.network.stall(link, True))  # type: ignore[misc]
+        stage.at(14, lambda link=worker.link: stage.world.network.stall(link, False))  # type: ignore[misc]
+    stage.at(6, stage.world.manager.crash)
+    stage.at(7, stage.world.manager.start)
+    stage.play(20)
+    assert [result.state for result in plan.seen] == ["NODE_FAIL"] * 2
+    assert [stage.runs(plan, task) for task in (0, 1)] == [1, 1]
+
+
+def test_a_task_that_must_not_run_twice_goes_on_when_its_worker_is_back_in_time() -> None:
+    stage = Stage(workers=2)
+    plan = stage.job(3, "once", [Behaviour(15.0)] * 2, restart="never")
+    stage.at(6, stage.world.manager.crash)
+    stage.at(7, stage.world.manager.start)
+    stage.play(8)
+    assert [result.state for result in plan.seen] == ["COMPLETED"] * 2
+    assert [stage.runs(plan, task) for task in (0, 1)] == [1, 1]
+
+
+def test_a_running_task_survives_a_restart_of_manager_and_server_without_being_run_again() -> None:
+    stage = Stage(workers=1)
+    plan = stage.job(3, "survivor", [Behaviour(15.0)])
+    stage.at(6, stage.world.manager.crash)
+    stage.at(6, stage.world.network.stop_server)
+    stage.at(7, stage.world.network.start_server)
+    stage.at(7, stage.world.manager.start)
+    stage.play(8)
+    assert [result.state for result in plan.seen] == ["COMPLETED"]
+    assert stage.runs(plan, 0) == 1
+
+
+def test_a_killed_worker_is_missed_at_once_and_its_task_runs_elsewhere() -> None:
+    stage = Stage(workers=2)
+    plan = stage.job(3, "moved", [Behaviour(10.0)])
+    stage.at(6, lambda: next(w for w in stage.world.workers if w.launcher and w.launcher.running).crash())
+    stage.play(8)
+    first, second = stage.world.ledger.by_task[("moved", 0)]
+    assert first.ended == 6.0
+    assert second.started < 6.1
+    assert first.host != second.host
+    assert [result.attempt for result in plan.seen] == [second.attempt]
+
+
+def test_a_poisonous_task_is_set_aside_and_the_others_end() -> None:
+    stage = Stage(workers=1)
+    plan = stage.job(3, "poison", [Behaviour(0.5, kills_worker=1000), *[Behaviour(0.1)] * 3])
+    stage.play(4)
+    states = {result.task: result.state for result in plan.seen}
+    assert states[0] == "NODE_FAIL"
+    assert stage.runs(plan, 0) == 3
