@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import secrets
 from abc import abstractmethod
+from typing import cast
 
 from kestrel.server.hub import FLUSH_NOW_BYTES, Hub
 from kestrel.server.sessions import Session
@@ -110,13 +111,13 @@ class Connection(asyncio.Protocol):
     # called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports do everything that an `asyncio.Transport` does without being one.
+        self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if peer else ""
         if not self.hub.admit(self):
             self.closed_at = self.hub.loop.time()
-            transport.abort()
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.closed_at:
