@@ -69,6 +69,11 @@ class IgnoresRestartNever(Manager):
         super()._take(sender, manner, message)
 
 
+class ForgetsReturnedWorkers(Manager):
+    def _forget_worker(self, worker: str, session: int) -> None:
+        self.workers.pop(worker, None)
+
+
 class MiscountsSlots(Manager):
     def _flush(self) -> None:
         super()._flush()

@@ -34,6 +34,7 @@ def problems(shells: Shells) -> list[Exception]:
         ("submission_doubled", Shells(manager=planted.ForgetsSubmissions, port=planted.LosesSubmissionIds)),
         ("restarted", Shells(manager=planted.IgnoresRestartNever)),
         ("unbounded", Shells(manager=planted.LetsRepeatsWait)),
+        ("books_differ", Shells(manager=planted.ForgetsReturnedWorkers)),
         ("complaint", Shells(manager=planted.RefusesWatchers)),
         ("rebuilt_differs", Shells(port=planted.LosesTroubles)),
         ("job_unended", Shells(agent=planted.DropsAssignments)),

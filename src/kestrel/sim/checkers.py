@@ -176,11 +176,25 @@ class Checkers:
         if manager is not None and manager.epoch:
             manager.scheduler.check_invariants()
             self._check_bounds(manager)
+            if manager._unit is None and not manager._inbox:
+                self._check_books(manager)
             if manager._unit is None and self._world.random.random() < REBUILD_PROBABILITY:
                 self.compare_rebuilt(manager)
             if manager.counters["duplicates"]:
                 raise BrokenLawError(
                     "recorded_twice", "the scheduler recorded a result for a task that had one"
+                )
+
+    def _check_books(self, manager: Manager) -> None:
+        """Shell and scheduler know the same workers, and the same of them as drained."""
+        views = manager.scheduler.workers()
+        if manager.workers.keys() != views.keys():
+            names = sorted(manager.workers.keys() ^ views.keys())
+            raise BrokenLawError("books_differ", f"only the shell or only the scheduler knows {names}")
+        for name, view in views.items():
+            if view.drained != manager.is_drained(name):
+                raise BrokenLawError(
+                    "books_differ", f"{name} is drained: {view.drained}, shell and core disagree"
                 )
 
     def compare_rebuilt(self, manager: Manager) -> None:

@@ -143,11 +143,16 @@ class ScriptedUser:
         pending = self._pending.pop(message.re, None)
         if pending is None:
             return  # a second answer to a request that was sent twice
-        if isinstance(pending.message, m.Drain):
+        if isinstance(message, m.Error) and message.code in ("busy", "store"):
+            self._again_later(pending)
+        elif isinstance(pending.message, m.Drain):
             self._on_drained(pending.message)
+        elif pending.plan is None:
+            return  # a question; whatever was answered
         elif isinstance(message, m.Error):
-            self._on_error(pending, message)
-        elif pending.plan is not None:
+            what = type(pending.message).__name__
+            pending.plan.complaints.append(f"{what}: {message.code}: {message.text}")
+        else:
             self._on_answer(pending.plan, pending.message, message)
 
     # --- requests ---------------------------------------------------------------------------------
@@ -185,16 +190,13 @@ class ScriptedUser:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def _on_error(self, pending: _Pending, error: m.Error) -> None:
-        """Busy managers and failing disks are asked again; anything else is noted, for nothing was wrong."""
-        if error.code in ("busy", "store"):
-            key = pending.message.id
-            self._pending[key] = pending
-            pending.sends += 1
-            sends = pending.sends
-            self._clock.call_later(RESEND_S, lambda: self._send_again(key, sends))
-        elif pending.plan is not None:
-            pending.plan.complaints.append(f"{type(pending.message).__name__}: {error.code}: {error.text}")
+    def _again_later(self, pending: _Pending) -> None:
+        """The manager is busy, or its disk fails: it asks to be asked again."""
+        key = pending.message.id
+        self._pending[key] = pending
+        pending.sends += 1
+        sends = pending.sends
+        self._clock.call_later(RESEND_S, lambda: self._send_again(key, sends))
 
     def _on_drained(self, request: m.Drain) -> None:
         """Done, or there is no such worker; either way the wish may have changed meanwhile."""
