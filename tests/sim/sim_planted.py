@@ -21,7 +21,7 @@ from kestrel.worker.agent import WorkerAgent
 
 class TellsBeforeStoring(Manager):
     def _commit(self, unit: Unit) -> None:
-        if unit.writes and not unit.reads:
+        if any(isinstance(write, AddJob) for write in unit.writes) and not unit.reads:
             tells, unit.tells = unit.tells, []
             for tell in tells:
                 tell()
