@@ -137,6 +137,28 @@ def test_a_task_that_must_not_run_twice_goes_on_when_its_worker_is_back_in_time(
     assert [stage.runs(plan, task) for task in (0, 1)] == [1, 1]
 
 
+def test_a_task_that_must_not_run_twice_is_lost_with_the_launcher_of_a_leaving_worker() -> None:
+    stage = Stage(workers=1)
+    (worker,) = stage.world.workers
+    plan = stage.job(3, "once", [Behaviour(5.0)], restart="never")
+    stage.at(6, lambda: worker.leave(kill=True))
+    stage.at(6, lambda: worker.launcher and worker.launcher.fail())
+    stage.play(8)
+    assert [result.state for result in plan.seen] == ["NODE_FAIL"]
+    assert stage.runs(plan, 0) == 1
+
+
+def test_a_cancelled_task_whose_launcher_dies_is_cancelled() -> None:
+    stage = Stage(workers=1)
+    (worker,) = stage.world.workers
+    plan = stage.job(3, "unwanted", [Behaviour(5.0)])
+    plan.cancel_after_s = 2.0
+    stage.at(5.01, lambda: worker.launcher and worker.launcher.fail())
+    stage.play(8)
+    assert [result.state for result in plan.seen] == ["CANCELLED"]
+    assert stage.runs(plan, 0) == 1
+
+
 def test_a_running_task_survives_a_restart_of_manager_and_server_without_being_run_again() -> None:
     stage = Stage(workers=1)
     plan = stage.job(3, "survivor", [Behaviour(15.0)])

@@ -334,9 +334,9 @@ class Execution:
                 continue
             self._busy -= running.waiting.terms.slots
             waiting = running.waiting
-            end = AttemptEnd.CANCELLED if running.stopped else AttemptEnd.LOST
+            # lost even if it was being stopped: "stopped" without facts would mean that it never started
             reason = "the worker's launcher process died, and the task was killed"
-            self._finish(xe.Ending(waiting.job, waiting.task, attempt, end, reason), batch)
+            self._finish(xe.Ending(waiting.job, waiting.task, attempt, AttemptEnd.LOST, reason), batch)
 
     def _on_stop_requested(self, attempts: Sequence[AttemptId], batch: _Batch) -> None:
         for attempt in attempts:

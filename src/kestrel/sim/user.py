@@ -211,7 +211,9 @@ class ScriptedUser:
             plan.sent_size = request.offset + len(request.args)
             self._extend(plan)
         elif isinstance(request, m.Cancel) and isinstance(answer, m.Accepted):
-            plan.cancelled = plan.cancelled or (not request.tasks and not answer.warning)
+            # a cancellation whose answer was lost is told to have happened before
+            took = not answer.warning or answer.warning.endswith("CANCELLED")
+            plan.cancelled = plan.cancelled or (not request.tasks and took)
         elif isinstance(request, m.Results) and isinstance(answer, m.ResultPage):
             self._on_page(plan, request, answer)
         elif not isinstance(request, m.Watch):
