@@ -12,7 +12,7 @@ import secrets
 
 from kestrel.errors import AuthenticationError, EnvironmentProblem, KestrelError, UsageError
 from kestrel.server.accounts import NameTakenError, keys_of_password
-from kestrel.server.connection import BUSY, Connection
+from kestrel.server.connection import BUSY, SECURING, Connection
 from kestrel.server.hub import Hub
 from kestrel.server.login import REGISTRATION_FORM, Challenge, Hash, Login, Registration, Step, Success
 from kestrel.server.sessions import Session
@@ -183,6 +183,8 @@ class ClientConnection(Connection):
             raise StreamError("policy-violation", "data in the clear after starttls")
         self.write(f"<proceed xmlns='{x.NS_TLS}'/>".encode())
         self.securing = True
+        # The other end may speak (encrypted) before `_secure` goes on after the handshake: hold that.
+        self._pauses |= SECURING
         # Nothing more is read in the clear: the reader forgets what came with it.
         self.reader.close()
         self.hub.spawn(self._secure())
@@ -191,6 +193,7 @@ class ClientConnection(Connection):
         hub = self.hub
         assert self.transport is not None
         assert hub.context is not None
+        self._held = None
         try:
             transport = await hub.loop.start_tls(
                 self.transport,
@@ -218,6 +221,7 @@ class ClientConnection(Connection):
             transport.abort()
             return
         self.reader = self._make_reader()
+        self.resume(SECURING)
 
     def _lost(self, problem: Exception | None) -> None:
         """asyncio does not tell the protocol when a TLS handshake fails."""

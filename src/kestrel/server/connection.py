@@ -22,7 +22,7 @@ from kestrel.xmpp.stream import Event, Stanza, StreamError, StreamHeader, Stream
 
 log = logging.getLogger("kestrel.server")
 
-BUSY, RATE, CONGESTED = 1, 2, 4
+BUSY, RATE, CONGESTED, SECURING = 1, 2, 4, 8
 """Why a connection is not read: something must finish first; it is over its rate; its target is full."""
 
 
