@@ -112,6 +112,8 @@ class Manager:
         self._changed: dict[JobId, None] = {}
         self._watched: dict[JobId, None] = {}
         self._greeted: set[str] = set()
+        self._missing: set[WorkerId] = set()
+        """Workers of which nothing was heard since our own connection broke; their leases decide."""
         self._paused_by_presence: set[WorkerId] = set()
         self._drained_by_user: set[WorkerId] = set()
         self._requests = Requests(self)
@@ -158,11 +160,13 @@ class Manager:
         Whoever does not come back before its lease ends is lost then.
         """
         self._greeted.clear()
+        self._missing.update(self.workers)
         log.warning("manager_down", extra={"reason": reason})
 
     def on_available(self, sender: str, show: Show, status: str) -> None:
         if self._closed:
             return
+        self._missing.discard(sender)
         if sender not in self._greeted:
             self._greeted.add(sender)
             self.transport.announce(sender, Show.ONLINE, self._status_words())
@@ -175,10 +179,11 @@ class Manager:
             return
         self._greeted.discard(sender)
         self._requests.forget_sender(sender)
-        if sender in self.workers:
+        if sender in self.workers and sender not in self._missing:
             self._post(ev.WorkerLost(sender, reason or "went offline"))
 
     def on_heard(self, sender: str) -> None:
+        self._missing.discard(sender)
         if not self._closed and sender in self.workers:
             self._post(ev.WorkerHeard(sender))
 
@@ -186,6 +191,7 @@ class Manager:
         if self._closed:
             return
         self.counters["messages"] += 1
+        self._missing.discard(sender)
         manner = manner_of(payload, chat)
         try:
             message: m.ToManager
@@ -564,6 +570,7 @@ class Manager:
         entry = self.workers.get(worker)
         if entry is not None and entry.session == session:
             del self.workers[worker]
+            self._missing.discard(worker)
             self._paused_by_presence.discard(worker)
             self._drained_by_user.discard(worker)
 

@@ -77,6 +77,8 @@ class WorkerAgent:
         self._manager = settings.manager
         self._manager_present = True
         """Until we are told otherwise."""
+        self._introduced = False
+        """An introduction is on its way, or was answered, as far as we know."""
         self._stanza_bytes_max = settings.stanza_bytes_max
         self._tail_bytes = 4096
         self._joins = 0
@@ -153,9 +155,13 @@ class WorkerAgent:
     def on_available(self, sender: str, show: Show, status: str) -> None:
         if self._closed or not self._is_manager(sender):
             return
-        if not self._manager_present:
-            self._manager_present = True
-            self._joins = 0
+        if self._manager_present:
+            return
+        self._manager_present = True
+        self._joins = 0
+        if self._introduced:  # this answers the presence that went ahead of our introduction
+            self._join_later()
+        else:
             self._join()
 
     def on_unavailable(self, sender: str, reason: str) -> None:
@@ -165,6 +171,7 @@ class WorkerAgent:
             log.warning("manager_gone", extra={"manager": sender, "reason": reason})
             self._joins = 0
         self._manager_present = False
+        self._introduced = False
         self._lose_manager()
         self._join_later()
 
@@ -221,6 +228,7 @@ class WorkerAgent:
         if not self._up or self._closed:
             return
         self._manager = self.settings.manager
+        self._introduced = True
         self._announce(self.execution.load())
         room = self._stanza_bytes_max - ENVELOPE_BYTES - len(codec.encode(self.settings.profile))
         self._handle(xe.IntroductionDue(max(1, room // HELD_BYTES)))
