@@ -75,7 +75,7 @@ def test_a_killed_worker_is_gone_at_once_and_its_task_runs_elsewhere(pool: Pool,
     (tmp_path / "go").touch()
     done = pool.run("wait", "1")
     assert done.returncode == 0, done.stderr
-    assert [line.split("@")[0] for line in starts.read_text().split()] == ["victim", "heir"]
+    assert [line.split("-")[0] for line in starts.read_text().split()] == ["victim", "heir"]
 
 
 def test_jobs_and_results_survive_the_end_of_the_pool(tmp_path: Path):
@@ -199,7 +199,7 @@ class TestMistakes:
         assert done.returncode == 255
         assert "no job 17" in done.stderr
         done = pool.run("status", "17", "--json")
-        assert json.loads(done.stdout)["code"] == "unknown_job"
+        assert json.loads(done.stdout)["error"]["code"] == "unknown_job"
 
     def test_a_job_file_with_a_typo(self, pool: Pool, tmp_path: Path):
         (tmp_path / "job.ini").write_text("[job]\nqeue=5\ncommand=true\n")

@@ -155,6 +155,7 @@ class SqliteStore:
         connection: sqlite3.Connection | None = None
         try:
             schema.check_place(self.path)
+            self.path.touch(mode=0o600)  # commands and their output are nobody else's business
             connection = sqlite3.connect(
                 self.path, timeout=self.settings.lock_wait_s, isolation_level=None, cached_statements=256
             )
