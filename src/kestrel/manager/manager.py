@@ -105,6 +105,7 @@ class Manager:
         self._next_job: JobId = 1
         self._sessions = 0
         self._inbox: list[ev.Event | Request] = []
+        self._time_waiting = False
         self._unit: Unit | None = None
         self._flush_due: TimerHandle | None = None
         self._tick_due: TimerHandle | None = None
@@ -299,13 +300,16 @@ class Manager:
     def _tick(self) -> None:
         self._tick_due = self.clock.call_later(self.settings.tick_s, self._tick)
         self._requests.expire()
-        self._post(ev.TimePassed())
+        if not self._time_waiting:  # while the store is away for long, one is enough
+            self._time_waiting = True
+            self._post(ev.TimePassed())
 
     def _flush(self) -> None:
         self._flush_due = None
         if self._unit is not None or self._closed:
             return
         inbox, self._inbox = self._inbox, []
+        self._time_waiting = False
         unit = Unit()
         events: list[ev.Event] = []
         asked: list[Request] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+from kestrel.core import events as ev
 from kestrel.core.model import TaskState
 from kestrel.errors import InternalError
 from kestrel.manager.jobs import terms_of
@@ -229,6 +230,7 @@ class Checkers:
         waiters = [w for entry in manager.jobs.values() for w in entry.waiters]
         sizes = {
             "waiting messages": (len(manager._inbox), settings.inbox_max),
+            "ticks": (sum(isinstance(item, ev.TimePassed) for item in manager._inbox), 1),
             "output requests": (len(manager._requests.outputs._relays), settings.relays_max),
             "waiting readers": (len(waiters), settings.waiters_max),
         }
