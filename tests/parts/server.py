@@ -40,11 +40,17 @@ async def serving(*, check_empty=True, limits=None, accounts=None, **settings):
                 hub.flush()
             assert hub.empty
     finally:
+        while _open:
+            _open.pop().writer.transport.abort()
         await server.stop()
         accounts.close()
     assert hub.empty
     assert not hub.tasks
     assert problems == []
+
+
+_open = []
+"""Sockets of the scene that is being played; what it leaves open is reset at its end."""
 
 
 class Raw:
@@ -58,7 +64,9 @@ class Raw:
 
     @classmethod
     async def connect(cls, port):
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22))
+        raw = cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22))
+        _open.append(raw)
+        return raw
 
     @classmethod
     async def open(cls, port, to=DOMAIN):
@@ -114,6 +122,8 @@ class Raw:
         async with asyncio.timeout(PATIENCE_S):
             while not (found := re.search(pattern, self.seen, re.DOTALL)):
                 data = await self.reader.read(65536)
+                if not data:
+                    self.writer.close()
                 assert data, f"closed while waiting for {pattern!r}; there was {self.seen[-500:]!r}"
                 self.seen += data.decode()
         part, self.seen = self.seen[: found.end()], self.seen[found.end() :]

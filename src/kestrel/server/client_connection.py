@@ -181,6 +181,9 @@ class ClientConnection(Connection):
             return
         if not self.reader.at_boundary:
             raise StreamError("policy-violation", "data in the clear after starttls")
+        assert self.transport is not None
+        # The handshake may be answered before the task below runs; it must wait for TLS in the socket.
+        self.transport.pause_reading()
         self.write(f"<proceed xmlns='{x.NS_TLS}'/>".encode())
         self.securing = True
         # The other end may speak (encrypted) before `_secure` goes on after the handshake: hold that.
