@@ -213,7 +213,8 @@ class Manager:
     def reply(self, to: str, manner: Manner, message: m.Message) -> None:
         """Answer in kind."""
         if manner is Manner.WORDS:
-            self.transport.say(to, answer_as_words(message))
+            # To the person, not to the device: words may come from a program that does not listen.
+            self.transport.say(bare_of(to), answer_as_words(message))
         else:
             self.transport.send(to, codec.encode(message), chat=manner is Manner.BODY)
 
@@ -499,7 +500,7 @@ class Manager:
         self._job_changed(job)
         log.info("job_ended", extra={"job": job, "state": entry.record.state.value})
         if entry.notify:
-            self.transport.say(entry.notify, answer_as_words(m.Event(job=self.job_info(job))))
+            self.transport.say(bare_of(entry.notify), answer_as_words(m.Event(job=self.job_info(job))))
 
     def job_info(self, job: JobId) -> m.JobInfo:
         """The job at a glance; `job` must be known."""
@@ -584,6 +585,11 @@ class Manager:
 
 
 _ENDS = {end.value: end for end in AttemptEnd}
+
+
+def bare_of(address: str) -> str:
+    """The address without its resource."""
+    return address.partition("/")[0]
 
 
 def _outcome(report: m.AttemptReport) -> AttemptOutcome:

@@ -33,6 +33,8 @@ UNREACHABLE = frozenset(
 
 FEATURES = tuple(sorted((x.NS_DISCO_INFO, x.NS_DISCO_ITEMS, x.NS_JSON, x.NS_PING, x.NS_VERSION)))
 SOFTWARE = "Kestrel"
+CONVERSATIONS_MAX = 10_000
+"""People of whom it is remembered to which of our addresses they wrote."""
 
 _SHOWS = {show.value: show for show in Show}
 
@@ -59,6 +61,7 @@ class XmppLink:
         self._stream: XmppStream | None = None
         self._from = ""
         self._pings = 0
+        self._addressed: dict[str, str] = {}
         self.address = ""
         """Our full address while connected; empty otherwise."""
         self._handlers: dict[str, Callable[[Stanza], None]] = {}
@@ -86,8 +89,9 @@ class XmppLink:
             self._send(x.message_json(to, payload, from_=self._from))
 
     def say(self, to: str, text: str) -> None:
-        """Plain words for a person."""
-        self._send(x.message_body(to, text, from_=self._from))
+        """Plain words for a person, from the address that this person wrote to."""
+        from_ = self._addressed.get(bare(to), self._from)
+        self._send(x.message_body(to, text, from_=from_))
 
     def announce(self, to: str, show: Show, status: str) -> None:
         """Directed presence (RFC 6121 section 4.6)."""
@@ -149,7 +153,17 @@ class XmppLink:
             return
         body = stanza.body()
         if body:
+            self._note_addressed(sender, stanza.attrs.get("to", ""))
             events.on_message(sender, body.encode("utf-8"), True)
+
+    def _note_addressed(self, sender: str, to: str) -> None:
+        """A component has many addresses (pool@, jobs@ …): a conversation keeps the one it began with."""
+        if not self._from or to == self._from:
+            return
+        self._addressed.pop(bare(sender), None)
+        self._addressed[bare(sender)] = to
+        if len(self._addressed) > CONVERSATIONS_MAX:
+            del self._addressed[next(iter(self._addressed))]
 
     def _on_bounce(self, sender: str, stanza: Stanza) -> None:
         condition = error_condition(stanza)
