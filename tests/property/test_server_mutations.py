@@ -32,10 +32,13 @@ LOGINS = [
     "<token xmlns='urn:kestrel:invitation:0'>t</token></query></iq>",
     "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",
 ]
-FRAGMENTS = (
-    b"< > /> ' \" & &#0; ]]> <!-- <?x?> \x00 \xff \xc3 from='x' </stream:stream> <a:b/> = @ / type='error' "
-    b"\xed\xa0\x80 \xef\xbf\xbf <!DOCTYPE"
-).split() + [b" xmlns='urn:x'", b" xmlns:stream='y'", b"<!DOCTYPE a>"]
+FRAGMENTS = [
+    *(b"< > /> ' \" & &#0; ]]> <!-- <?x?> \x00 \xff \xc3 from='x' </stream:stream> <a:b/> = @ /").split(),
+    *(b"type='error' \xed\xa0\x80 \xef\xbf\xbf <!DOCTYPE").split(),
+    b" xmlns='urn:x'",
+    b" xmlns:stream='y'",
+    b"<!DOCTYPE a>",
+]
 
 
 def mutated(draw, parts):

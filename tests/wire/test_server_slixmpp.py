@@ -47,6 +47,7 @@ class Bot(slixmpp.ClientXMPP):
             "session_start",
             "message",
             "presence_available",
+            "presence_dnd",
             "presence_unavailable",
             "presence_subscribe",
             "presence_subscribed",
@@ -166,7 +167,7 @@ def test_subscriptions_show_presence_and_hide_it():
             await alice.next("presence_subscribed")
             assert (await alice.next("presence_available"))["from"].full == bob.boundjid.full
             bob.send_presence(pshow="dnd", pstatus="busy")
-            seen = await alice.next("presence_available")
+            seen = await alice.next("presence_dnd")
             assert (seen["from"].full, seen["show"], seen["status"]) == (bob.boundjid.full, "dnd", "busy")
             bob.abort()
             gone = await alice.next("presence_unavailable")
