@@ -113,7 +113,9 @@ async def as_bound(server, data, number):
     link = next(
         each
         for each in server.hub.connections
-        if each.transport is not None and each.transport.get_extra_info("peername")[1] == here
+        if each.kind == "client"
+        and each.transport is not None
+        and each.transport.get_extra_info("peername")[1] == here
     )
     link._accept("mallory", "")
     bind = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>"
