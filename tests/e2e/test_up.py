@@ -75,7 +75,7 @@ def test_a_killed_worker_is_gone_at_once_and_its_task_runs_elsewhere(pool: Pool,
     (tmp_path / "go").touch()
     done = pool.run("wait", "1")
     assert done.returncode == 0, done.stderr
-    assert [line.split("-")[0] for line in starts.read_text().split()] == ["victim", "heir"]
+    assert [line.split("@")[0] for line in starts.read_text().split()] == ["victim", "heir"]
 
 
 def test_jobs_and_results_survive_the_end_of_the_pool(tmp_path: Path):

@@ -111,16 +111,12 @@ async def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
         access = PoolAccess.load(path)
         if access.manager == invited.manager and access.fingerprint == invited.fingerprint:
             return _moved(access, invited, path)
-    local = f"{_plain(name)}-{secrets.token_hex(3)}"
+    plain = _plain(name)
     try:
-        jid, password = await register(
-            invited.host,
-            invited.port,
-            invited.domain,
-            invited.token,
-            username=local,
-            fingerprint=invited.fingerprint or None,
-        )
+        try:
+            jid, password = await _register(invited, plain)
+        except UsageError:  # somebody has this name: be one of several
+            jid, password = await _register(invited, f"{plain}-{secrets.token_hex(3)}")
     except AuthenticationError as problem:
         raise AuthenticationError(
             f"the pool did not accept this invitation: {problem.text}",
@@ -137,6 +133,17 @@ async def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
     )
     access.save(path)
     return access
+
+
+async def _register(invited: Invitation, name: str) -> tuple[str, str]:
+    return await register(
+        invited.host,
+        invited.port,
+        invited.domain,
+        invited.token,
+        username=name,
+        fingerprint=invited.fingerprint or None,
+    )
 
 
 def _moved(access: PoolAccess, invited: Invitation, path: Path) -> PoolAccess:
