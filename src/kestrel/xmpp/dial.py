@@ -32,6 +32,9 @@ ADDRESSES_MAX = 4
 """Network addresses of one host that are tried."""
 HANDSHAKE_S_MAX = 10.0
 LOOKUP_S_MAX = 5.0
+STANZA_BYTES_MAX = 10 * 1024 * 1024
+"""What the server may send. It has bounded the sender already, and then written a longer `from` into the
+stanza: with the same bound on both ends, a stanza just below it would cost its recipient the stream."""
 TARGETS_MAX = 16
 """SRV records that are tried."""
 
@@ -221,7 +224,11 @@ async def dial(
     """
     mode = endpoint.tls_mode
     targets = await targets_of(endpoint, lookup)
-    wire = await connect(targets, StreamReader, outgoing_bytes_max=outgoing_bytes_max)
+    wire = await connect(
+        targets,
+        lambda: StreamReader(stanza_bytes_max=STANZA_BYTES_MAX),
+        outgoing_bytes_max=outgoing_bytes_max,
+    )
     try:
         features = await open_stream(wire, endpoint.domain)
         offered = features.has_child(x.NS_TLS, "starttls")
