@@ -81,6 +81,11 @@ class Server:
         self.component_port = component_port
         self.pid = pid
 
+    def cpu_s(self) -> float:
+        """Seconds of processor time that it has used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident_kib(self) -> int:
         text = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1])  # type: ignore[index]
@@ -314,27 +319,34 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         servers = [(stack.enter_context(embedded("embedded, asyncio")), options.messages)]
         if options.uvloop:
-            servers.append((stack.enter_context(embedded("embedded, uvloop", "--on-uvloop")), options.messages))
+            servers.append(
+                (stack.enter_context(embedded("embedded, uvloop", "--on-uvloop")), options.messages)
+            )
         if not options.no_prosody:
             servers.append((stack.enter_context(prosody()), options.messages // 4))
         rates: dict[str, list[float]] = {server.name: [] for server, _ in servers}
+        per_cpu_s: dict[str, list[float]] = {server.name: [] for server, _ in servers}
         for number in range(options.rounds):
             for server, messages in servers:
+                used = server.cpu_s()
                 rate = relay_rate(server, messages)
                 rates[server.name].append(rate)
+                per_cpu_s[server.name].append(messages / (server.cpu_s() - used))
                 print(f"round {number + 1}: {server.name}: {rate:,.0f} messages/s", flush=True)
         medians = {name: statistics.median(values) for name, values in rates.items()}
         for name, median in medians.items():
-            print(f"{name}: median {median:,.0f} messages/s")
+            work = statistics.median(per_cpu_s[name])
+            print(f"{name}: median {median:,.0f} messages/s, {work:,.0f} per second of processor time")
         if "Prosody" in medians:
             for name, median in medians.items():
                 if name != "Prosody":
                     print(f"{name} / Prosody: {median / medians['Prosody']:.2f}")
         if options.idle:
             raise_file_limit(options.idle + 100)
-            for name, words in [("embedded, asyncio", ())] + (
-                [("embedded, uvloop", ("--on-uvloop",))] if options.uvloop else []
-            ):
+            kinds: list[tuple[str, tuple[str, ...]]] = [("embedded, asyncio", ())]
+            if options.uvloop:
+                kinds.append(("embedded, uvloop", ("--on-uvloop",)))
+            for name, words in kinds:
                 fresh = stack.enter_context(embedded(name, *words))
                 print(f"{name}: {idle_kib(fresh, options.idle):.1f} KiB per idle client")
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from kestrel.xmpp.client import ClientSettings, XmppClient
 from parts.server import DOMAIN, MANAGER, PATIENCE_S, Raw, header, serving
 
 LIMITS = {"outgoing_bytes_max": 200_000, "congestion_bytes": 100_000}
@@ -308,3 +309,44 @@ def test_a_fault_of_ours_ends_one_stream_only(monkeypatch, caplog):
 
     asyncio.run(scene())
     assert "a planted bug" in caplog.text
+
+
+class Inbox:
+    """What a Kestrel client's session tells."""
+
+    def __init__(self):
+        self.stanzas = asyncio.Queue()
+        self.downs = []
+
+    def on_connected(self, address):
+        self.address = address
+
+    def on_disconnected(self, reason):
+        self.downs.append(reason)
+
+    def on_stanza(self, stanza):
+        self.stanzas.put_nowait(stanza)
+
+
+def test_the_largest_stanza_that_is_let_in_does_not_cost_its_recipient_the_stream():
+    async def scene():
+        async with serving() as server:
+            inbox = Inbox()
+            settings = ClientSettings(f"bob@{DOMAIN}", "pw-bob", "127.0.0.1", server.c2s_port, "r")
+            bob = XmppClient(settings, inbox)
+            running = asyncio.create_task(bob.run())
+            async with asyncio.timeout(PATIENCE_S):
+                await bob.wait_connected()
+            mallory = await Raw.login(server.c2s_port, "mallory", "m" * 900)
+            room = server.settings.limits.stanza_bytes_max
+            head, tail = f"<message to='{inbox.address}'><body>", "</body></message>"
+            mallory.send(head + "x" * (room - len(head) - len(tail)) + tail)
+            async with asyncio.timeout(PATIENCE_S):
+                stanza = await inbox.stanzas.get()
+            assert len(stanza.raw) > room
+            assert inbox.downs == []
+            await bob.close()
+            await running
+            await mallory.close()
+
+    asyncio.run(scene())

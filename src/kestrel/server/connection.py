@@ -144,10 +144,12 @@ class Connection(asyncio.Protocol):
         self.end("eof")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end("lost", error=exc)
-        self.hub.leave(self)
-        self.transport = None
-        self._held = self._rest = None
+        try:
+            self.end("lost", error=exc)
+        finally:
+            self.hub.leave(self)
+            self.transport = None
+            self._held = self._rest = None
 
     def pause_writing(self) -> None:
         self.choked = True

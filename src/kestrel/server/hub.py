@@ -142,7 +142,12 @@ class Hub:
             dirty.clear()
             for session in batch:
                 link: Any = session.link
-                link.write_outbox(session)
+                try:
+                    link.write_outbox(session)
+                except Exception:
+                    # A task boundary: whoever cannot be written to is dropped, the others get theirs.
+                    log.exception("server.write_failed", extra={"session": session.address})
+                    link.drop("write-failed")
 
     # ----------------------------------------------------------------------------------------------
     # time
@@ -154,7 +159,12 @@ class Hub:
     def _tick(self) -> None:
         self.now = self.loop.time()
         for connection in list(self.connections):
-            connection.tick(self.now)
+            try:
+                connection.tick(self.now)
+            except Exception:
+                # A task boundary: time goes on for everybody else.
+                log.exception("server.tick_failed", extra={"address": connection.address})
+                connection.drop("tick-failed")
         if self.refused:
             log.warning("server.connections_refused", extra={"count": self.refused})
             self.refused = 0

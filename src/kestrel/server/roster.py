@@ -7,10 +7,12 @@ that are online. Called by the presence rules and by the roster queries. A conta
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from kestrel.errors import EnvironmentProblem
 from kestrel.server.accounts import Accounts
 from kestrel.xmpp.stanza import attributes, escape_text
 
@@ -121,11 +123,18 @@ class Rosters:
         items = self._loaded.get(local)
         if items is not None:
             return items
-        rows = self._accounts.connection.execute(
-            "SELECT contact, name, groups, receives, sends, asked, pending, listed "
-            "FROM roster WHERE local = ? ORDER BY contact",
-            (local,),
-        )
+        try:
+            rows = self._accounts.connection.execute(
+                "SELECT contact, name, groups, receives, sends, asked, pending, listed "
+                "FROM roster WHERE local = ? ORDER BY contact",
+                (local,),
+            ).fetchall()
+        except sqlite3.Error as problem:
+            raise EnvironmentProblem(
+                f"the accounts file {self._accounts.path} cannot be read: {problem}",
+                hint="was it moved or damaged?",
+                retry=True,
+            ) from problem
         items = {
             contact: RosterItem(contact, name, tuple(json.loads(groups)), *map(bool, flags))
             for contact, name, groups, *flags in rows

@@ -98,7 +98,8 @@ class EmbeddedServer:
             return
         hub.stopping = True
         await self._stop_listening()
-        for connection in list(hub.connections):
+        # Components first: they need not be told of each client that goes.
+        for connection in sorted(hub.connections, key=lambda each: each.kind, reverse=True):
             connection.fail("system-shutdown")
         hub.flush()
         deadline = hub.loop.time() + hub.limits.stop_s_max
