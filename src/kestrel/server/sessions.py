@@ -21,6 +21,10 @@ class Link(Protocol):
         ...
 
 
+_NO_ADDRESSES: set[str] = set()
+"""Of all clients, which have no such sets: two empty ones each would cost them half a KiB."""
+
+
 class Session:
     """One bound resource, or one component."""
 
@@ -80,9 +84,9 @@ class Session:
         """Who has sent directed presence to exactly this session, and from which address."""
         self.toward: Session | None = None
         """The component it sent to last: if that is congested, this one waits."""
-        self.routes: set[str] = set()
+        self.routes: set[str] = set() if is_component else _NO_ADDRESSES
         """Addresses of a component that `Tables.quick` knows."""
-        self.sources: set[str] = set()
+        self.sources: set[str] = set() if is_component else _NO_ADDRESSES
         """Addresses of a component that it may use as `from`, as looked up before."""
 
     def send(self, data: bytes) -> None:
@@ -126,7 +130,7 @@ class Tables:
         for address in session.routes:
             del self.quick[address]
         self._cached -= len(session.routes)
-        session.routes = set()
+        session.routes = _NO_ADDRESSES
         if session.is_component:
             del self.components[session.address]
         else:
