@@ -50,7 +50,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         async with LocalPool(slots=1) as pool:
             processes = {"local1": pool.workers[0]}
-            processes["spare0"] = await pool.start_worker(1, "spare0")
+            processes["spare0"] = pool.start_worker(1, "spare0")
             for turn in range(options.kills):
                 file = Path(scratch) / f"{turn}"
                 command = f"date +%s%N >> {file}; exec sleep 600"
@@ -66,7 +66,7 @@ async def main() -> None:
                 await pool.client.request(m.Cancel(job=job), m.Accepted)
                 await pool.client.wait(job)
                 name = f"spare{turn + 1}"
-                processes[name] = await pool.start_worker(1, name)
+                processes[name] = pool.start_worker(1, name)
                 with contextlib.suppress(TimeoutError):
                     await workers_present(pool.client, 2)
     report(sorted(delays_ms), sorted(starts_ms))

@@ -69,7 +69,5 @@ class InternalError(KestrelError):
     code = "internal"
 
     def __init__(self, text: str, *, story: str = "") -> None:
-        super().__init__(
-            text, hint="This is a bug in Kestrel; please report it with the lines above."
-        )
+        super().__init__(text, hint="This is a bug in Kestrel; please report it with the lines above.")
         self.story = story

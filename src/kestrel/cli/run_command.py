@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -19,6 +19,9 @@ from kestrel.cli.logs import set_up_logs
 from kestrel.cli.options import duration, json_option
 from kestrel.cli.output import Output
 from kestrel.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    from kestrel.local.worker_process import WorkerProcess
 
 HELP = """Run COMMAND once for each argument, many at a time, and print what comes out.
 
@@ -100,10 +103,19 @@ def run(words: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) ->
     bag = parse(words, stdin, stdin_is_terminal=stdin is not None and os.isatty(0))
     if dry_run:
         return _print_commands(bag, out)
-    return asyncio.run(_run(bag, out, jobs, options))
+    if jobs is None:
+        return asyncio.run(_run(bag, out, options, None))
+    from kestrel.local.worker_process import WorkerProcess
+
+    # First of all, so that it loads while we do.
+    worker = WorkerProcess(jobs)
+    try:
+        return asyncio.run(_run(bag, out, options, worker))
+    finally:
+        worker.end()
 
 
-async def _run(bag: Bag, out: Output, jobs: int | None, options: dict[str, Any]) -> int:
+async def _run(bag: Bag, out: Output, options: dict[str, Any], worker: WorkerProcess | None) -> int:
     from kestrel.cli.joblog import JobLog, LoggedTasks
     from kestrel.cli.run import RunOptions, run_bag
     from kestrel.cli.run_outcome import Halt
@@ -129,18 +141,18 @@ async def _run(bag: Bag, out: Output, jobs: int | None, options: dict[str, Any])
         requires=tuple(options["requires"].replace(",", " ").split()),
         name=options["name"],
         workdir=_workdir(options["workdir"]),
-        slots=jobs,
+        slots=worker.slots if worker else None,
         verbose=options["verbose"],
     )
     try:
-        if jobs is None:
+        if worker is None:
             from kestrel.cli.connect import connected_client
 
             async with connected_client(options["pool"]) as client:
                 return await run_bag(client, run_options, bag, out)
         from kestrel.local import LocalPool
 
-        async with LocalPool(slots=jobs) as pool:
+        async with LocalPool(worker.slots, worker=worker) as pool:
             return await run_bag(pool.client, run_options, bag, out)
     finally:
         if joblog is not None:

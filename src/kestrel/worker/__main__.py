@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import sys
 from pathlib import Path
@@ -17,7 +18,11 @@ from kestrel.worker.service import ServiceSettings, run_with_access
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when the worker left in order, 1 when it could not work (and says why)."""
     parser = argparse.ArgumentParser(prog="python -m kestrel.worker", description=__doc__)
-    parser.add_argument("--access", type=Path, required=True, help="file that says how to reach the pool")
+    parser.add_argument(
+        "--access",
+        required=True,
+        help="file that says how to reach the pool; -: a line of standard input, whose end ends the worker",
+    )
     parser.add_argument("--slots", type=int, default=None, help="tasks at once (default: cores)")
     parser.add_argument("--dir", type=Path, required=True, help="directory for spool and outputs")
     parser.add_argument("--workdir", type=Path, default=Path(), help="where tasks run")
@@ -27,7 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.ERROR if options.quiet else logging.INFO, stream=sys.stderr)
     try:
-        access = PoolAccess.load(options.access)
+        lifeline = options.access == "-"
+        if lifeline:
+            line = sys.stdin.buffer.readline()
+            if not line:
+                return 0  # whoever started us is gone, or has no use for us
+            access = PoolAccess(**json.loads(line))
+        else:
+            access = PoolAccess.load(Path(options.access))
         settings = ServiceSettings(
             manager=access.manager,
             profile=detect(slots=options.slots, provides=options.provides),
@@ -35,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             workdir=options.workdir,
             kill_on_leave=options.kill_on_leave,
         )
-        asyncio.run(run_with_access(access, settings))
+        asyncio.run(run_with_access(access, settings, lifeline=sys.stdin.fileno() if lifeline else None))
     except KestrelError as problem:
         print(f"kestrel worker: {problem}", file=sys.stderr)  # noqa: T201 (this is its command line)
         return 1

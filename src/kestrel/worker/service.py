@@ -115,6 +115,10 @@ class WorkerService:
         log.info("worker_leaving", extra={"kill": self._settings.kill_on_leave})
         self.agent.shutdown(kill=self._settings.kill_on_leave)
 
+    def end(self) -> None:
+        """Leave at once, killing what runs: nobody is left to work for."""
+        self._on_left()
+
     async def wait(self) -> None:
         """Until the worker has left, or cannot go on (raises why)."""
         assert self._ended is not None
@@ -147,8 +151,13 @@ class WorkerService:
             self._ended.set_exception(problem)
 
 
-async def run_worker(make_stream: StreamMaker, settings: ServiceSettings) -> None:
-    """Run a worker until it has left: SIGTERM or SIGINT once drains it, twice ends it at once."""
+async def run_worker(
+    make_stream: StreamMaker, settings: ServiceSettings, *, lifeline: int | None = None
+) -> None:
+    """Run a worker until it has left: SIGTERM or SIGINT once drains it, twice ends it at once.
+
+    `lifeline` is a descriptor to read from: when its other end is closed, the worker ends at once.
+    """
     service = WorkerService(make_stream, settings)
     await service.start()
     loop = asyncio.get_running_loop()
@@ -156,24 +165,35 @@ async def run_worker(make_stream: StreamMaker, settings: ServiceSettings) -> Non
     with contextlib.suppress(NotImplementedError):  # an event loop without signals: Ctrl-C ends it as usual
         for number in numbers:
             loop.add_signal_handler(number, service.leave)
+    if lifeline is not None:
+        loop.add_reader(lifeline, _on_lifeline, lifeline, service)
     try:
         await service.wait()
     finally:
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
         with contextlib.suppress(NotImplementedError):
             for number in numbers:
                 loop.remove_signal_handler(number)
         await service.stop()
 
 
-async def run_with_access(access: PoolAccess, settings: ServiceSettings) -> None:
-    """Run a worker with an account of a pool."""
+def _on_lifeline(descriptor: int, service: WorkerService) -> None:
+    if not os.read(descriptor, 4096):
+        service.end()
+
+
+async def run_with_access(
+    access: PoolAccess, settings: ServiceSettings, *, lifeline: int | None = None
+) -> None:
+    """Run a worker with an account of a pool; `lifeline` as in `run_worker`."""
     from kestrel.xmpp.access import client_settings
     from kestrel.xmpp.client import XmppClient
 
     def make_stream(link: XmppLink) -> XmppStream:
         return XmppClient(client_settings(access), link)
 
-    await run_worker(make_stream, settings)
+    await run_worker(make_stream, settings, lifeline=lifeline)
 
 
 def _check(settings: ServiceSettings) -> None:
