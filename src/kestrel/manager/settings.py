@@ -16,7 +16,7 @@ class ManagerSettings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     tick_s: float = 0.5
     """How often leases are looked at."""
-    report_delay_s: float = 0.005
+    report_delay_s: float = 0.02
     tail_bytes: int = 4096
     stanza_bytes_max: int = 200_000
     announce_s: float = 0.25
