@@ -52,6 +52,10 @@ On many machines:
 """
 
 
+class ReaderGone(Exception):
+    """What read our output is gone (`| head`)."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are wanted, with a hint for a mistyped name."""
 
@@ -72,6 +76,13 @@ class LazyGroup(click.Group):
             hint = f" Did you mean {near[0]!r}?" if near else " `kestrel --help` lists the commands."
             ctx.fail(f"there is no command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """click would end a command whose reader is gone with exit code 1, as if a task had failed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -106,8 +117,8 @@ def main() -> NoReturn:
         sys.exit(255)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # What reads our output is gone (`| head`): nothing to say, and nothing to flush at exit.
+    except ReaderGone:
+        # Nothing to say, and nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
