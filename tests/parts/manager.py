@@ -27,8 +27,11 @@ class Notes:
     pings: list[str] = field(default_factory=list)
 
     def send(self, to: str, payload: bytes, *, chat: bool = False) -> None:
-        decode = codec.decode_to_worker if to.startswith("w") else codec.decode_to_user
-        self.sent.append((to, decode(payload), chat))
+        try:
+            message: m.Message = codec.decode_to_user(payload)
+        except codec.ProtocolError:
+            message = codec.decode_to_worker(payload)
+        self.sent.append((to, message, chat))
 
     def say(self, to: str, text: str) -> None:
         self.said.append((to, text))
