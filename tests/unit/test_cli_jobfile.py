@@ -100,7 +100,7 @@ def test_json_mistakes_have_lines_too() -> None:
     assert mistakes('{"command": "x",\n "queue": "3",\n "typo": 1}', "j.json")[0].startswith(
         "j.json:2: queue"
     )
-    assert mistakes('{"command": "x",\n}', "j")[0].startswith("j:2: not JSON")
+    assert mistakes('{"command": "x",\n ?}', "j")[0].startswith("j:2: not JSON")
     assert mistakes('{"type": "cancel", "job": 3}')[0].startswith("job.ini:1:")
     assert "object" in mistakes("[1]", "j.json")[0]
 
