@@ -1,5 +1,7 @@
 """A router without sockets: sessions whose outboxes a test reads, all of them after each step."""
 
+import weakref
+
 from kestrel.server.accounts import Accounts
 from kestrel.server.routing import Router
 from kestrel.server.settings import ServerLimits
@@ -24,6 +26,7 @@ class World:
 
     def __init__(self, **limits):
         self.accounts = Accounts(":memory:")
+        weakref.finalize(self, self.accounts.close)
         for name in ("alice", "bob", "carol"):
             self.accounts.connection.execute("INSERT INTO accounts VALUES (?, 'user', 0)", (name,))
         self.passwords = []
