@@ -3,7 +3,7 @@
 Pure: no sockets, no time. It never builds a tree unless asked, never keeps more than one incomplete
 stanza, and lets nothing through that would not be well-formed in another stream: a server may copy
 the inside of what it yields into any other connection. Called by the client, the component and the
-embedded server. `docs/xmpp-api.md` has the outline.
+embedded server.
 
 How it works: expat checks well-formedness and namespaces and tells where elements start and end; the
 stanza is then a slice of the bytes as they came. Names are `namespace local` in one text, as expat
