@@ -110,6 +110,7 @@ class Manager:
         self._flush_due: TimerHandle | None = None
         self._tick_due: TimerHandle | None = None
         self._announce_due: TimerHandle | None = None
+        self._retry_due: TimerHandle | None = None
         self._changed: dict[JobId, None] = {}
         self._watched: dict[JobId, None] = {}
         self._greeted: set[str] = set()
@@ -132,18 +133,19 @@ class Manager:
             self._enter(books.entry_of(record))
         now = self.clock.now()
         restored = [ev.JobRestored(r) for r in content.unfinished]
-        if restored:
-            self._carry_out(self.scheduler.handle(restored, now), Unit())
+        unit = Unit()
+        self._carry_out(self.scheduler.handle(restored, now), unit)
         log.info(
             "manager_started",
             extra={"epoch": self.epoch, "jobs": len(content.jobs), "unfinished": len(restored)},
         )
         self._tick_due = self.clock.call_later(self.settings.tick_s, self._tick)
+        self._commit(unit)
 
     def close(self) -> None:
         """Stop reacting. What is stored stays; what was not told is asked for again by the peers."""
         self._closed = True
-        for timer in (self._flush_due, self._tick_due, self._announce_due):
+        for timer in (self._flush_due, self._tick_due, self._announce_due, self._retry_due):
             if timer is not None:
                 timer.cancel()
         self._inbox.clear()
@@ -307,8 +309,24 @@ class Manager:
 
     def _flush(self) -> None:
         self._flush_due = None
-        if self._unit is not None or self._closed:
-            return
+        if self._unit is None and not self._closed:
+            try:
+                self._turn()
+            except Exception as problem:
+                self._on_fault(problem)
+
+    def _on_fault(self, problem: Exception) -> None:
+        """A turn broke off in the middle: books and store may differ, so this life of the manager ends.
+
+        The next one rebuilds itself from the store and from what workers have in hand (law 4).
+        """
+        log.critical("manager_fault", exc_info=problem)
+        self.close()
+        if self.on_failed is None:
+            raise problem
+        self.on_failed(problem)
+
+    def _turn(self) -> None:
         inbox, self._inbox = self._inbox, []
         self._time_waiting = False
         unit = Unit()
@@ -348,7 +366,10 @@ class Manager:
         self._unit = None
         self.counters["duplicates"] += outcome.duplicates
         unit.answers = outcome.answers
-        self._finish(unit)
+        try:
+            self._finish(unit)
+        except Exception as problem:
+            self._on_fault(problem)
 
     def _on_store_failed(self, problem: Exception, unit: Unit) -> None:
         """Nothing of the unit is stored, so nobody is told: keep it and try again, or give up."""
@@ -362,10 +383,7 @@ class Manager:
             log.error("store_unavailable", extra={"problem": str(problem)})
         self.store_problem = problem
         self._requests.refuse_while_store_fails(self._inbox)
-        self.clock.call_later(
-            self.settings.store_retry_s,
-            lambda: self.store.commit(unit.writes, unit.reads, self._on_committed),
-        )
+        self._retry_due = self.clock.call_later(self.settings.store_retry_s, lambda: self._commit(unit))
 
     def _finish(self, unit: Unit) -> None:
         for tell in unit.tells:
