@@ -200,8 +200,8 @@ def results(job: str, pool: str | None, as_json: bool) -> None:
                     out.event(result)
             else:
                 found += page.results
-            after = after + len(page.results) if selection.tasks else page.last
-            if not page.results:
+            after = page.last
+            if page.done or (not page.results and not selection.tasks):
                 return found
 
     found = ask(pool, question)

@@ -17,6 +17,8 @@ from kestrel.ports import JobRecord
 from kestrel.protocol import messages as m
 from kestrel.protocol.placeholders import has_placeholder, simplify, with_argument, with_index
 
+COMMAND_CHARS_SHOWN = 1000
+
 _job_decoder = msgspec.json.Decoder(m.Job)
 
 
@@ -31,12 +33,38 @@ class JobEntry:
     size: int
     open: bool
     ended: bool = False
+    cancelled: bool = False
+    """As a whole, and that is accepted."""
     told: dict[str, int] = field(default_factory=dict)
     """Which session of which worker has the specification."""
     watchers: dict[str, Manner] = field(default_factory=dict)
     waiters: list[Waiter] = field(default_factory=list)
     notify: str = ""
     """Address of a person to tell when the job has ended."""
+
+
+@dataclass(slots=True)
+class Load:
+    """What has not ended: jobs of each user, and all tasks."""
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    tasks: int = 0
+
+    def enter(self, user: str, size: int) -> None:
+        """One more job."""
+        self.jobs[user] = self.jobs.get(user, 0) + 1
+        self.tasks += size
+
+    def grow(self, count: int) -> None:
+        """More tasks for a job."""
+        self.tasks += count
+
+    def leave(self, user: str, size: int) -> None:
+        """A job has ended."""
+        self.tasks -= size
+        self.jobs[user] -= 1
+        if not self.jobs[user]:
+            del self.jobs[user]
 
 
 @dataclass(slots=True)
@@ -83,11 +111,6 @@ def entry_of(record: JobRecord) -> JobEntry:
 
 def check(message: m.Job) -> None:
     """Refuse what the types cannot: raises `UsageError` that names the field."""
-    command = message.command
-    if isinstance(command, str) and not command.strip():
-        raise UsageError("job: `command` is empty", hint='e.g. "command": "./run_task.sh"')
-    if isinstance(command, list) and not command[0]:
-        raise UsageError("job: the first word of `command` is empty")
     if message.queue is not None and (message.args is not None or message.open):
         raise UsageError(
             "job: `queue` and `args` exclude each other",
@@ -95,9 +118,6 @@ def check(message: m.Job) -> None:
         )
     if message.args is not None and not message.args and not message.open:
         raise UsageError("job: `args` is empty, so there is nothing to do")
-    for words in (command, message.cleanup):
-        if isinstance(words, str) and "\0" in words:
-            raise UsageError("job: a command cannot contain the character NUL")
 
 
 def normal(message: m.Job) -> m.Job:
@@ -133,9 +153,10 @@ def _completed(command: str | list[str], message: m.Job) -> str | list[str]:
 
 
 def command_text(message: m.Job) -> str:
-    """The command as a person would type it."""
+    """The command as a person would type it; a long one is cut."""
     command = message.command
-    return command if isinstance(command, str) else shlex.join(command)
+    text = command if isinstance(command, str) else shlex.join(command)
+    return text if len(text) <= COMMAND_CHARS_SHOWN else text[: COMMAND_CHARS_SHOWN - 1] + "…"
 
 
 def counts_message(counts: JobCounts) -> m.TaskCounts:

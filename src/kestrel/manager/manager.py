@@ -18,8 +18,6 @@ from typing import Any, TypeAlias, assert_never
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
 from kestrel.core.model import (
-    AttemptEnd,
-    AttemptOutcome,
     HeldByWorker,
     JobId,
     WorkerId,
@@ -27,8 +25,9 @@ from kestrel.core.model import (
     fold_tags,
 )
 from kestrel.core.scheduler import Scheduler
-from kestrel.errors import InternalError, KestrelError, StoreError
+from kestrel.errors import InternalError, KestrelError, StoreError, UsageError
 from kestrel.manager import jobs as books
+from kestrel.manager.intake import REASON_CHARS_MAX, check_profile, outcome_of
 from kestrel.manager.jobs import JobEntry
 from kestrel.manager.requests import Requests
 from kestrel.manager.settings import ManagerSettings
@@ -77,6 +76,8 @@ class WorkerEntry:
     session: int
     joined: float
     chat: bool
+    specs: set[JobId] = field(default_factory=set)
+    """Live jobs of which it, or its session before, has the specification."""
 
 
 Request: TypeAlias = tuple[str, Manner, m.UserToManager]
@@ -95,6 +96,7 @@ class Manager:
         self.settings = settings or ManagerSettings()
         self.jobs: dict[JobId, JobEntry] = {}
         self.submissions: dict[tuple[str, str], JobId] = {}
+        self.load = books.Load()
         self.workers: dict[WorkerId, WorkerEntry] = {}
         self.epoch = 0
         self.address = ""
@@ -113,11 +115,13 @@ class Manager:
         self._retry_due: TimerHandle | None = None
         self._changed: dict[JobId, None] = {}
         self._watched: dict[JobId, None] = {}
-        self._greeted: set[str] = set()
+        self._greeted: dict[str, None] = {}
         self._missing: set[WorkerId] = set()
         """Workers of which nothing was heard since our own connection broke; their leases decide."""
         self._paused_by_presence: set[WorkerId] = set()
         self._drained_by_user: set[WorkerId] = set()
+        self._overheard: dict[WorkerId, None] = {}
+        """Workers of which something was left out because the inbox was full."""
         self._requests = Requests(self)
         self._closed = False
 
@@ -131,6 +135,8 @@ class Manager:
         self.scheduler = Scheduler(self.settings.scheduler, content.epoch)
         for record in content.jobs:
             self._enter(books.entry_of(record))
+        for job in content.unfinished:
+            self.jobs[job.job].cancelled = job.cancelled
         now = self.clock.now()
         restored = [ev.JobRestored(r) for r in content.unfinished]
         unit = Unit()
@@ -171,7 +177,9 @@ class Manager:
             return
         self._missing.discard(sender)
         if sender not in self._greeted:
-            self._greeted.add(sender)
+            self._greeted[sender] = None
+            if len(self._greeted) > self.settings.greeted_max:
+                del self._greeted[next(iter(self._greeted))]
             self.transport.announce(sender, Show.ONLINE, self._status_words())
         if sender in self.workers:
             self._post(ev.WorkerHeard(sender))
@@ -180,10 +188,10 @@ class Manager:
     def on_unavailable(self, sender: str, reason: str) -> None:
         if self._closed:
             return
-        self._greeted.discard(sender)
+        self._greeted.pop(sender, None)
         self._requests.forget_sender(sender)
         if sender in self.workers and sender not in self._missing:
-            self._post(ev.WorkerLost(sender, reason or "went offline"))
+            self._post(ev.WorkerLost(sender, reason[:REASON_CHARS_MAX] or "went offline"))
 
     def on_heard(self, sender: str) -> None:
         self._missing.discard(sender)
@@ -216,19 +224,36 @@ class Manager:
         """Answer in kind."""
         if manner is Manner.WORDS:
             # To the person, not to the device: words may come from a program that does not listen.
-            self.transport.say(bare_of(to), answer_as_words(message))
-        else:
-            self.transport.send(to, codec.encode(message), chat=manner is Manner.BODY)
+            self.transport.say(bare_of(to), answer_as_words(message)[: self.settings.words_chars_max])
+            return
+        text = codec.encode(message)
+        if codec.wire_size(text) > self.settings.stanza_bytes_max:
+            # A larger one would cost us the stream, and everybody in the pool with it.
+            log.error("answer_too_large", extra={"to": to, "type": type(message).__name__})
+            re: str = getattr(message, "re", "")
+            text = codec.encode(
+                m.Error(re=re, code="too_large", text="the answer does not fit", hint="ask for less")
+            )
+        self.transport.send(to, text, chat=manner is Manner.BODY)
 
-    def _send_worker(self, worker: WorkerId, message: m.Message) -> None:
+    def send_worker(self, worker: WorkerId, message: m.Message) -> None:
         entry = self.workers.get(worker)
         self.transport.send(worker, codec.encode(message), chat=entry is not None and entry.chat)
 
     # --- taking messages in ---------------------------------------------------------------------------
 
     def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
-        if isinstance(message, m.Report):
-            self._post(ev.AttemptsReported(sender, message.n, [_outcome(r) for r in message.attempts]))
+        if isinstance(message, m.WorkerToManager) and self._is_overfull():
+            # Left out: it keeps its results, and is asked to introduce itself again when there is room.
+            self.counters["dropped"] += 1
+            if len(self._overheard) < self.settings.workers_max:
+                self._overheard[sender] = None
+        elif isinstance(message, m.Report):
+            self._post(
+                ev.AttemptsReported(
+                    sender, message.n, [outcome_of(r, self.settings.tail_bytes) for r in message.attempts]
+                )
+            )
         elif isinstance(message, m.Revoked):
             self._post(ev.AttemptsRevoked(sender, message.job, message.attempts))
         elif isinstance(message, m.Profile):
@@ -238,7 +263,7 @@ class Manager:
             self._requests.outputs.relay_answer(sender, message)
         elif isinstance(message, m.Error):
             self._requests.outputs.relay_error(sender, message)
-        elif len(self._inbox) >= self.settings.inbox_max:
+        elif self._is_overfull():
             self.counters["dropped"] += 1
             self.reply(
                 sender,
@@ -248,6 +273,9 @@ class Manager:
         else:
             self._inbox.append((sender, manner, message))
             self._flush_soon()
+
+    def _is_overfull(self) -> bool:
+        return len(self._inbox) >= self.settings.inbox_max
 
     def _join(self, sender: str, manner: Manner, profile: m.Profile) -> None:
         if profile.protocol > m.PROTOCOL_VERSION:
@@ -261,6 +289,9 @@ class Manager:
                 ),
             )
             return
+        check_profile(profile, self.settings)
+        if sender not in self.workers and len(self.workers) >= self.settings.workers_max:
+            raise UsageError("the pool has as many workers as this manager takes", code="busy")
         self._sessions += 1
         known = self.workers.get(sender)
         self.workers[sender] = WorkerEntry(
@@ -268,6 +299,7 @@ class Manager:
             self._sessions,
             known.joined if known else self.clock.wall(),
             manner is not Manner.CONTAINER,
+            known.specs if known else set(),
         )
         offer = WorkerOffer(profile.slots or profile.cores, fold_tags(tuple(profile.provides)))
         held = [HeldByWorker(h.job, h.task, h.attempt) for h in profile.held]
@@ -312,7 +344,7 @@ class Manager:
         if self._unit is None and not self._closed:
             try:
                 self._turn()
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001 - the boundary of a turn
                 self._on_fault(problem)
 
     def _on_fault(self, problem: Exception) -> None:
@@ -328,6 +360,10 @@ class Manager:
 
     def _turn(self) -> None:
         inbox, self._inbox = self._inbox, []
+        overheard, self._overheard = self._overheard, {}
+        for worker in overheard:
+            text = "the manager was overloaded and left out what you sent"
+            self.send_worker(worker, m.Error(code="unknown_worker", text=text, hint="send a profile first"))
         self._time_waiting = False
         unit = Unit()
         events: list[ev.Event] = []
@@ -368,7 +404,7 @@ class Manager:
         unit.answers = outcome.answers
         try:
             self._finish(unit)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 - the boundary of a turn
             self._on_fault(problem)
 
     def _on_store_failed(self, problem: Exception, unit: Unit) -> None:
@@ -425,7 +461,7 @@ class Manager:
                     assert_never(effect)
 
     def _tell_worker(self, unit: Unit, worker: WorkerId, message: m.Message) -> None:
-        unit.tells.append(lambda: self._send_worker(worker, message))
+        unit.tells.append(lambda: self.send_worker(worker, message))
 
     def _welcome(self) -> m.Welcome:
         settings = self.settings
@@ -453,6 +489,7 @@ class Manager:
             return  # lost while the store was busy: the scheduler hears of it in the next turn
         first_time = entry.told.get(effect.worker) != worker.session
         entry.told[effect.worker] = worker.session
+        worker.specs.add(effect.job)
         spec = entry.spec if first_time else None
         self._send_tasks_sized(effect.worker, effect.job, effect.attempt, list(effect.tasks), params, spec)
 
@@ -492,6 +529,8 @@ class Manager:
     def _enter(self, entry: JobEntry) -> None:
         record = entry.record
         self.jobs[record.job] = entry
+        if not entry.ended:
+            self.load.enter(record.user, entry.size)
         if record.submission:
             self.submissions[(record.user, record.submission)] = record.job
 
@@ -509,10 +548,15 @@ class Manager:
             open=False,
         )
         entry.open = False
+        self.load.leave(entry.record.user, entry.size)
         unit.tells.append(lambda: self._job_gone(effect.job, entry))
 
     def _job_gone(self, job: JobId, entry: JobEntry) -> None:
         entry.ended = True
+        for worker in entry.told:
+            known = self.workers.get(worker)
+            if known is not None:
+                known.specs.discard(job)
         entry.told.clear()
         self.scheduler.forget(job)
         self._job_changed(job)
@@ -544,6 +588,13 @@ class Manager:
     def watched(self) -> list[JobEntry]:
         """Jobs that somebody watches."""
         return [self.jobs[job] for job in self._watched]
+
+    def unwatch(self, job: JobId, watcher: str) -> None:
+        """This one does not want to be told of the job any more."""
+        watchers = self.jobs[job].watchers
+        watchers.pop(watcher, None)
+        if not watchers:
+            self._watched.pop(job, None)
 
     def watch(self, job: JobId) -> None:
         """Remember that somebody watches the job."""
@@ -593,6 +644,8 @@ class Manager:
         entry = self.workers.get(worker)
         if entry is not None and entry.session == session:
             del self.workers[worker]
+            for job in entry.specs:
+                self.jobs[job].told.pop(worker, None)
             self._missing.discard(worker)
             self._paused_by_presence.discard(worker)
             self._drained_by_user.discard(worker)
@@ -602,13 +655,6 @@ class Manager:
         return f"{workers} workers, {busy}/{slots} slots busy"
 
 
-_ENDS = {end.value: end for end in AttemptEnd}
-
-
 def bare_of(address: str) -> str:
     """The address without its resource."""
     return address.partition("/")[0]
-
-
-def _outcome(report: m.AttemptReport) -> AttemptOutcome:
-    return AttemptOutcome(report.job, report.task, report.attempt, _ENDS[report.state], report.wall_s, report)

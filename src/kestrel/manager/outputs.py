@@ -15,7 +15,6 @@ from kestrel.errors import UsageError
 from kestrel.manager.jobs import JobEntry
 from kestrel.manager.words import Manner
 from kestrel.ports import ReadTaskResults
-from kestrel.protocol import codec
 from kestrel.protocol import messages as m
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Outputs:
             offset=message.offset,
             limit=message.limit,
         )
-        manager.transport.send(worker, codec.encode(ask))
+        manager.send_worker(worker, ask)
 
     def relay_answer(self, worker: str, part: m.OutputPart) -> None:
         """A worker sent output: hand it on to who asked."""
@@ -127,7 +126,16 @@ class Outputs:
         if relay is None or relay.worker != worker:
             return
         del self._relays[part.re]
-        self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(part, re=relay.request.id))
+        asked = relay.request
+        if len(part.data) > 4 * (asked.limit // 3 + 1):
+            text = f"worker {worker} sent more than was asked for"
+            error = m.Error(re=asked.id, code="output_unreachable", text=text)
+            self.manager.reply(relay.sender, relay.manner, error)
+            return
+        answer = msgspec.structs.replace(
+            part, re=asked.id, job=asked.job, task=asked.task, stream=asked.stream, offset=asked.offset
+        )
+        self.manager.reply(relay.sender, relay.manner, answer)
 
     def relay_error(self, worker: str, error: m.Error) -> None:
         """A worker could not answer."""

@@ -14,8 +14,9 @@ import msgspec
 from kestrel.core import events as ev
 from kestrel.core.model import JobId, TaskIndex, TaskState
 from kestrel.core.pool import WorkerView
-from kestrel.errors import KestrelError, UsageError
+from kestrel.errors import InternalError, KestrelError, UsageError
 from kestrel.manager import jobs as books
+from kestrel.manager.intake import WORD_BYTES_MAX, check_parameters, check_specification
 from kestrel.manager.jobs import JobEntry, Waiter
 from kestrel.manager.outputs import Outputs
 from kestrel.manager.words import HELP, Manner
@@ -27,6 +28,11 @@ from kestrel.protocol.ranges import parse_ranges
 if TYPE_CHECKING:
     from kestrel.manager.manager import Manager, Request, Unit
 
+ANSWER_HEAD_BYTES = 8000
+"""Room in an answer for everything but its list."""
+REASON_CHARS_SHOWN = 200
+STORY_LINES_MAX = 200
+"""Latest entries of a task's story that an answer holds."""
 STATE_WORDS = {state: state.name for state in TaskState}
 
 
@@ -57,7 +63,7 @@ class Requests:
                 case _:
                     return False
         except KestrelError as problem:
-            self._tell(unit, request, _error(message.id, problem))
+            self._tell(unit, request, self._refusal(message, problem))
             return True
         if isinstance(message, m.Job):
             unit.tells.append(lambda: self._tell_submitted(request, accepted))
@@ -88,9 +94,11 @@ class Requests:
             return m.Accepted(re=message.id, job=known, size=manager.jobs[known].size)
         books.check(message)
         message = books.normal(message)
-        params = message.args if message.args is not None or message.queue is None else None
-        params = (params or []) if message.queue is None else None
+        params = (message.args or []) if message.queue is None else None
+        check_specification(message, books.spec_of(message), manager.settings)
+        check_parameters(params or (), manager.settings)
         size = message.queue if message.queue is not None else len(params or ())
+        self._check_load(user, size)
         record = JobRecord(
             job=manager.new_job(),
             user=user,
@@ -108,6 +116,22 @@ class Requests:
         events.append(ev.JobSubmitted(record.job, books.terms(message, user), size, message.open))
         return m.Accepted(re=message.id, job=record.job, size=size)
 
+    def _check_load(self, user: str, size: int) -> None:
+        """Refuse what would make the books grow without bound. Raises `UsageError`."""
+        settings, load = self.manager.settings, self.manager.load
+        if load.jobs.get(user, 0) >= settings.jobs_open_per_user_max:
+            raise UsageError(
+                f"you have {settings.jobs_open_per_user_max} jobs that have not ended",
+                hint="wait for some to end; one job with many tasks is cheaper than many jobs",
+                code="busy",
+            )
+        if load.tasks + size > settings.tasks_open_max:
+            raise UsageError(
+                f"the pool holds {settings.tasks_open_max} unfinished tasks at most",
+                hint="wait for jobs to end, or submit fewer tasks",
+                code="busy",
+            )
+
     def _extend(self, sender: str, message: m.Extend, unit: Unit, events: list[ev.Event]) -> m.Accepted:
         entry = self._owned(sender, message.job)
         params = message.args
@@ -124,7 +148,13 @@ class Requests:
             return m.Accepted(re=message.id, job=message.job, size=entry.size)
         if entry.size + len(params) > m.TASKS_PER_JOB_MAX:
             raise UsageError(f"a job holds at most {m.TASKS_PER_JOB_MAX} tasks", code="too_large")
+        if self.manager.load.tasks + len(params) > self.manager.settings.tasks_open_max:
+            raise UsageError(
+                "the pool holds too many unfinished tasks", hint="wait for jobs to end", code="busy"
+            )
         if params or message.last:
+            check_parameters(params, self.manager.settings, entry.size)
+            self.manager.load.grow(len(params))
             unit.writes.append(AddTasks(message.job, entry.size, params, message.last))
             events.append(ev.JobExtended(message.job, len(params), message.last))
             entry.size += len(params)
@@ -134,13 +164,15 @@ class Requests:
     def _cancel(self, sender: str, message: m.Cancel, unit: Unit, events: list[ev.Event]) -> m.Accepted:
         entry = self._owned(sender, message.job)
         scheduler = self.manager.scheduler
+        if entry.cancelled and not entry.record.finished:
+            return m.Accepted(re=message.id, job=message.job, size=entry.size)
         if entry.ended or entry.record.finished:
             state = entry.record.state.value
             return m.Accepted(
                 re=message.id, job=message.job, size=entry.size, warning=f"it had ended before: {state}"
             )
         if message.tasks.strip():
-            tasks = parse_ranges(message.tasks, entry.size)
+            tasks = self._named(message.tasks, entry.size)
             alive = (
                 [t for t in tasks if _alive(scheduler.task_state(message.job, t))]
                 if scheduler.has_job(message.job) and scheduler.size(message.job) == entry.size
@@ -155,10 +187,18 @@ class Requests:
         unit.writes.append(CloseJob(message.job, cancelled=True))
         events.append(ev.JobCancelled(message.job))
         entry.open = False
+        entry.cancelled = True
         return m.Accepted(re=message.id, job=message.job, size=entry.size, changed=changed)
 
     def _drain(self, sender: str, message: m.Drain, events: list[ev.Event]) -> m.Accepted:
         manager = self.manager
+        admins, user = manager.settings.admins, _bare(sender)
+        if admins and user not in admins and user != _bare(message.worker):
+            raise UsageError(
+                "only an administrator of the pool may drain workers",
+                hint="a worker's owner can stop it where it runs",
+                code="not_admin",
+            )
         names = [w for w in manager.workers if w == message.worker or _bare(w) == message.worker]
         if not names:
             near = difflib.get_close_matches(message.worker, manager.workers, n=1, cutoff=0.4)
@@ -197,7 +237,13 @@ class Requests:
                 case _:
                     raise UsageError(f"cannot answer {type(message).__name__}")
         except KestrelError as problem:
-            self._tell(unit, request, _error(message.id, problem))
+            self._tell(unit, request, self._refusal(message, problem))
+
+    def _refusal(self, message: m.UserToManager, problem: KestrelError) -> m.Error:
+        """What the sender did wrong; a fault of ours is logged, ends this turn, and is not told as his."""
+        if isinstance(problem, InternalError):
+            raise problem
+        return _error(message.id, problem)
 
     def _status(self, sender: str, message: m.Status) -> m.JobStatus:
         manager = self.manager
@@ -212,7 +258,7 @@ class Requests:
         room = manager.settings.stanza_bytes_max // 2
         for job in reversed(numbers):
             info = manager.job_info(job)
-            room -= 250 + len(info.command) + len(info.name)
+            room -= 1 + codec.wire_size(msgspec.json.encode(info))
             if room < 0:
                 break
             jobs.append(info)
@@ -223,13 +269,21 @@ class Requests:
         manager = self.manager
         views = manager.scheduler.workers()
         infos: list[m.WorkerInfo] = []
+        room = manager.settings.stanza_bytes_max * 3 // 4
         for worker, view in views.items():
-            if len(infos) == message.limit:
+            info = self._worker_info(worker, view)
+            room -= 1 + codec.wire_size(msgspec.json.encode(info))
+            if len(infos) == message.limit or room < 0:
                 break
-            infos.append(self._worker_info(worker, view))
+            infos.append(info)
         now, wall = manager.clock.now(), manager.clock.wall()
         lost = [
-            m.LostWorker(worker=w.worker, lost=wall - (now - w.at), reason=w.reason, requeued=w.requeued)
+            m.LostWorker(
+                worker=w.worker,
+                lost=wall - (now - w.at),
+                reason=w.reason[:REASON_CHARS_SHOWN],
+                requeued=w.requeued,
+            )
             for w in manager.scheduler.lost_workers()
         ]
         return m.PoolStatus(
@@ -286,7 +340,11 @@ class Requests:
             return
         now = manager.clock.now()
         lines = manager.scheduler.explain(message.job, message.task, now)
-        story = [] if message.task is None else manager.scheduler.story(message.job, message.task, now)
+        story = (
+            []
+            if message.task is None
+            else manager.scheduler.story(message.job, message.task, now)[-STORY_LINES_MAX:]
+        )
         self._tell(
             unit,
             request,
@@ -312,8 +370,10 @@ class Requests:
         sender, manner, _ = request
         entry = self._known(message.job)
         if message.stop:
-            entry.watchers.pop(sender, None)
-        elif len(entry.watchers) >= self.manager.settings.watchers_per_job_max:
+            self.manager.unwatch(message.job, sender)
+        elif (
+            sender not in entry.watchers and len(entry.watchers) >= self.manager.settings.watchers_per_job_max
+        ):
             raise UsageError(f"job {message.job} has too many watchers already", code="busy")
         elif not entry.ended:
             entry.watchers[sender] = manner
@@ -330,10 +390,11 @@ class Requests:
         sender, manner, _ = request
         entry = self._known(message.job)
         if message.tasks.strip():
-            tasks = parse_ranges(message.tasks, entry.size)[message.after :][: message.limit]
+            named = self._named(message.tasks, entry.size)
+            tasks = named[message.after :][: message.limit]
             unit.read(
                 ReadTaskResults(message.job, tasks),
-                lambda found: self._tell_results(request, message, found, only=True),
+                lambda found: self._tell_named_results(request, message, found, tasks, len(named)),
             )
             return
         last = self._last(message.job, entry)
@@ -354,8 +415,6 @@ class Requests:
         request: Request,
         message: m.Results,
         found: list[tuple[int, m.TaskResult]],
-        *,
-        only: bool = False,
     ) -> None:
         """One page, cut to what fits into a stanza."""
         sender, manner, _ = request
@@ -364,12 +423,37 @@ class Requests:
             found = found[: message.limit]
         else:
             found = _fitting(found, self.manager.settings.stanza_bytes_max)
-        last = found[-1][0] if found and not only else message.after
-        done = only or (bool(entry.record.finished) and last >= self._last(message.job, entry))
+        last = found[-1][0] if found else message.after
+        done = bool(entry.record.finished) and last >= self._last(message.job, entry)
         page = m.ResultPage(
             re=message.id, job=message.job, results=[r for _, r in found], last=last, done=done
         )
         self.manager.reply(sender, manner, page)
+
+    def _tell_named_results(
+        self,
+        request: Request,
+        message: m.Results,
+        found: list[tuple[int, m.TaskResult]],
+        tasks: list[int],
+        named: int,
+    ) -> None:
+        """Results of tasks that were named; the cursor counts the names that were looked at."""
+        sender, manner, _ = request
+        fitting = found if manner is Manner.WORDS else _fitting(found, self.manager.settings.stanza_bytes_max)
+        seen = len(tasks)
+        if len(fitting) < len(found):
+            seen = tasks.index(found[len(fitting)][1].task)
+        last = message.after + seen
+        done = last >= named
+        results = [r for _, r in fitting]
+        page = m.ResultPage(
+            re=message.id, job=message.job, results=results, last=0 if done else last, done=done
+        )
+        self.manager.reply(sender, manner, page)
+
+    def _named(self, text: str, size: int) -> list[int]:
+        return parse_ranges(text, size, count_max=self.manager.settings.selected_tasks_max)
 
     def _last(self, job: JobId, entry: JobEntry) -> int:
         scheduler = self.manager.scheduler
@@ -421,7 +505,7 @@ class Requests:
             where = scheduler.task_worker(message.job, index)
             worker, attempt = where if where is not None else ("", 0)
             rows.append(m.TaskInfo(task=index, state=state, worker=worker, attempt=attempt))
-        self._tell(unit, request, m.TaskList(re=message.id, job=message.job, tasks=rows, more=more))
+        self._tell(unit, request, self._task_list(message, rows, more=more))
 
     def _list_ended(self, request: Request, message: m.ListTasks, wanted: set[str], unit: Unit) -> None:
         sender, manner, _ = request
@@ -431,14 +515,27 @@ class Requests:
                 m.TaskInfo(task=r.task, state=r.state, worker=r.worker, attempt=r.attempt)
                 for _, r in found[: message.limit]
             ]
-            more = len(found) > message.limit
             self.manager.reply(
-                sender, manner, m.TaskList(re=message.id, job=message.job, tasks=rows, more=more)
+                sender, manner, self._task_list(message, rows, more=len(found) > message.limit)
             )
 
-        unit.read(
-            ReadTaskRange(message.job, max(0, message.after + 1), frozenset(wanted), message.limit + 1), tell
-        )
+        size = self._known(
+            message.job
+        ).size  # beyond it there are none, and numbers that the store cannot hold
+        first = min(max(0, message.after + 1), size)
+        unit.read(ReadTaskRange(message.job, first, frozenset(wanted), message.limit + 1), tell)
+
+    def _task_list(self, message: m.ListTasks, rows: list[m.TaskInfo], *, more: bool) -> m.TaskList:
+        """As many rows as a stanza holds."""
+        room = self.manager.settings.stanza_bytes_max - ANSWER_HEAD_BYTES
+        fitting: list[m.TaskInfo] = []
+        for row in rows:
+            room -= 100 + WORD_BYTES_MAX * len(row.worker)
+            if room < 0 and fitting:
+                break
+            fitting.append(row)
+        more = more or len(fitting) < len(rows)
+        return m.TaskList(re=message.id, job=message.job, tasks=fitting, more=more)
 
     # --- time, loss -----------------------------------------------------------------------------------
 
@@ -463,7 +560,7 @@ class Requests:
             entry = self.manager.jobs[job]
             self._keep_waiters(job, entry, [w for w in entry.waiters if w.sender != sender])
         for entry in self.manager.watched():
-            entry.watchers.pop(sender, None)
+            self.manager.unwatch(entry.record.job, sender)
 
     def refuse_while_store_fails(self, inbox: list[ev.Event | Request]) -> None:
         """Tell users at once that nothing new can be stored; what workers report is kept."""

@@ -19,6 +19,8 @@ class ManagerSettings:
     report_delay_s: float = 0.02
     tail_bytes: int = 4096
     stanza_bytes_max: int = 200_000
+    words_chars_max: int = 20_000
+    """Longest answer in plain words."""
     announce_s: float = 0.25
     """Least time between two `event` messages about one job to one watcher."""
     wait_s_max: float = 20.0
@@ -29,6 +31,18 @@ class ManagerSettings:
     relays_max: int = 1_000
     """Output requests that wait for a worker's answer."""
     relay_s_max: float = 20.0
+    profile_bytes_max: int = 16_384
+    """What a worker may say of itself, beside what it holds."""
+    task_bytes_max: int = 90_000
+    """Command, environment and the like of a job; and, separately, the arguments of one task. Both must
+    fit into one stanza."""
+    selected_tasks_max: int = 1_000_000
+    """Tasks that one request may name one by one."""
+    greeted_max: int = 100_000
+    """Peers of which it is remembered that they know our presence."""
+    workers_max: int = 100_000
+    tasks_open_max: int = 500_000_000
+    """Tasks of all jobs that have not ended: one byte of memory each."""
     inbox_max: int = 100_000
     """Messages waiting for the store; beyond it users are turned away."""
     jobs_open_per_user_max: int = 10_000

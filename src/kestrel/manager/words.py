@@ -7,6 +7,7 @@ gets JSON in a body, who sends words gets words.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from enum import Enum
 
@@ -15,6 +16,9 @@ from kestrel.protocol import messages as m
 
 LINES_MAX = 30
 """Longest answer in words; more is cut with a count."""
+
+NUMBER_MAX = 2**53
+"""Largest number of a job or a task, as in messages."""
 
 HELP = """\
 I am a Kestrel manager. You can say:
@@ -64,7 +68,10 @@ def command_from_words(text: str) -> m.UserToManager:
 
 def _job_number(words: list[str], verb: str) -> int:
     try:
-        return int(words[0].lstrip("#"))
+        number = int(words[0].lstrip("#"))
+        if not 0 <= number <= NUMBER_MAX:
+            raise ValueError
+        return number
     except (IndexError, ValueError):
         raise UsageError(
             f"{verb} needs the number of a job", hint=f"e.g. {verb} 17; status lists your jobs"
@@ -93,7 +100,7 @@ def _results(rest: list[str]) -> m.UserToManager:
 def _run(rest: list[str]) -> m.UserToManager:
     if not rest:
         raise UsageError("run needs a command", hint="e.g. run ./simulate.sh x 50")
-    if len(rest) >= 3 and rest[-2] == "x" and rest[-1].isdigit() and int(rest[-1]) >= 1:
+    if len(rest) >= 3 and rest[-2] == "x" and re.fullmatch("[1-9][0-9]{0,8}", rest[-1]):
         return m.Job(command=" ".join(rest[:-2]), queue=min(int(rest[-1]), m.TASKS_PER_JOB_MAX))
     return m.Job(command=" ".join(rest))
 

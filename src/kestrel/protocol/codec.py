@@ -44,8 +44,14 @@ def encode(message: m.Message) -> bytes:
 
 
 def wire_size(text: bytes) -> int:
-    """Bytes that this JSON text takes within a stanza, at most: `&`, `<` and `>` are escaped there."""
-    return len(text) + 5 * (text.count(b"&") + text.count(b"<") + text.count(b">"))
+    """Bytes that this JSON text takes within a stanza, at most.
+
+    `&`, `<`, `>` and the two noncharacters that XML forbids are escaped there.
+    """
+    escaped = text.count(b"&") + text.count(b"<") + text.count(b">")
+    if not text.isascii():
+        escaped += text.count(b"\xef\xbf\xbe") + text.count(b"\xef\xbf\xbf")
+    return len(text) + 5 * escaped
 
 
 def decode_to_manager(text: bytes | str) -> m.ToManager:

@@ -312,7 +312,8 @@ class Results(Message, tag="results", kw_only=True, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 500
     wait: bool = False
     tasks: ShortText = ""
-    """Only these tasks (`"3"`, `"1-7"`), in index order; `after` and `wait` do not apply then."""
+    """Only these tasks (`"3"`, `"1-7"`), in index order; `after` and `last` then count how many of them
+    were looked at, ended or not (0 with `done`), and `wait` does not apply."""
     id: ShortText = ""
 
 

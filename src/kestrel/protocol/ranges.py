@@ -10,16 +10,22 @@ from collections.abc import Iterable, Sequence
 from kestrel.errors import UsageError
 
 
-def parse_ranges(text: str, size: int) -> list[int]:
+def parse_ranges(text: str, size: int, *, count_max: int | None = None) -> list[int]:
     """Indices below `size` that `text` names, ascending, each once; empty text names all.
 
-    Raises `UsageError` for what cannot be read and for indices that the job does not have.
+    Raises `UsageError` for what cannot be read, for indices that the job does not have, and for more
+    than `count_max` of them.
     """
     if not text.strip():
         return list(range(size))
     found: set[int] = set()
     for part in text.replace(" ", "").split(","):
-        found.update(_part(part, size))
+        indices = _part(part, size)
+        if count_max is not None and len(found) + len(indices) > count_max:
+            raise UsageError(
+                f"more than {count_max} tasks are named", hint="name fewer at a time, or the whole job"
+            )
+        found.update(indices)
     return sorted(found)
 
 
