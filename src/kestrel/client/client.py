@@ -17,15 +17,15 @@ from typing import TypeVar
 
 import msgspec
 
-from kestrel.errors import EnvironmentProblem, InternalError, KestrelError, PeerError
+from kestrel.client.pieces import check_size, pieces
+from kestrel.errors import EnvironmentProblem, InternalError, KestrelError, PeerError, UsageError
 from kestrel.ports import Show, Transport
 from kestrel.protocol import codec
 from kestrel.protocol import messages as m
+from kestrel.xmpp.jid import JID
 
 log = logging.getLogger("kestrel.client")
 
-SUBMISSION_BYTES = 100_000
-"""About how much of a job's parameters travels in one message."""
 SUBMISSION_WINDOW = 8
 """Additions under way at once."""
 ANSWER_S_MAX = 60.0
@@ -44,7 +44,7 @@ class RequestError(PeerError):
 @dataclass(slots=True)
 class _Pending:
     message: m.UserToManager
-    answer: asyncio.Future[m.ManagerToUser]
+    answers: list[asyncio.Future[m.ManagerToUser]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Client:
     """
 
     def __init__(self, manager: str, *, answer_s_max: float = ANSWER_S_MAX) -> None:
-        self.manager = manager
+        self.manager = str(JID.parse(manager))
         self.answer_s_max = answer_s_max
         self.manager_present = False
         self._transport: Transport | None = None
@@ -71,7 +71,8 @@ class Client:
         self._count = 0
         self._life = secrets.token_hex(4)
         self._up = asyncio.Event()
-        self._watchers: dict[int, Callable[[m.JobInfo], None]] = {}
+        self._watchers: dict[int, list[Callable[[m.JobInfo], None]]] = {}
+        self._closed = False
         self._last_problem = ""
         self._seeking: asyncio.TimerHandle | None = None
 
@@ -80,9 +81,15 @@ class Client:
         self._transport = transport
 
     def close(self) -> None:
-        """Seek the manager no more; requests under way get no answer."""
+        """Seek the manager no more; requests under way fail at once."""
+        self._closed = True
         self._up.clear()
         self._stop_seeking()
+        problem = EnvironmentProblem("the connection to the manager was closed", code="closed")
+        for pending in self._pending.values():
+            for answer in pending.answers:
+                if not answer.done():
+                    answer.set_exception(problem)
 
     # --- what the transport tells -----------------------------------------------------------------
 
@@ -139,13 +146,19 @@ class Client:
             log.warning("bad_message", extra={"sender": sender, "text": problem.text})
             return
         if isinstance(message, m.Event):
-            watcher = self._watchers.get(message.job.job)
-            if watcher is not None:
-                watcher(message.job)
+            self._changed(message.job)
             return
+        if isinstance(message, m.JobStatus) and not message.re:  # watching was asked for again
+            for info in message.jobs:
+                self._changed(info)
         pending = self._pending.get(message.re)
-        if pending is not None and not pending.answer.done():
-            pending.answer.set_result(message)
+        for answer in pending.answers if pending is not None else ():
+            if not answer.done():
+                answer.set_result(message)
+
+    def _changed(self, info: m.JobInfo) -> None:
+        for watcher in list(self._watchers.get(info.job, ())):
+            watcher(info)
 
     def _is_manager(self, sender: str) -> bool:
         return sender == self.manager or sender.partition("/")[0] == self.manager
@@ -168,22 +181,32 @@ class Client:
         """Send one request and wait for its answer of the given type.
 
         Raises `RequestError` with the manager's own words, `EnvironmentProblem` if no answer came
-        within `answer_s_max` seconds.
+        within `answer_s_max` seconds or the client was closed, `UsageError` for what no stanza holds.
+        The same request may be under way twice; two different ones with the same id may not.
         """
+        if self._closed:
+            raise EnvironmentProblem("the connection to the manager was closed", code="closed")
         if not message.id:
             self._count += 1
             message = msgspec.structs.replace(message, id=f"{self._life}-{self._count}")
         key = message.id
+        check_size(message)
         future: asyncio.Future[m.ManagerToUser] = asyncio.get_running_loop().create_future()
-        self._pending[key] = _Pending(message, future)
+        pending = self._pending.setdefault(key, _Pending(message, []))
+        if pending.message != message:
+            raise UsageError(f"another request with the id {key!r} is under way", hint="choose another id")
+        pending.answers.append(future)
         try:
-            self._send(message)
+            if len(pending.answers) == 1:
+                self._send(message)
             async with asyncio.timeout(self.answer_s_max):
                 got = await future
         except TimeoutError:
             raise self._no_answer() from None
         finally:
-            del self._pending[key]
+            pending.answers.remove(future)
+            if not pending.answers:
+                del self._pending[key]
         if isinstance(got, m.Error):
             raise RequestError(got.text, hint=got.hint, code=got.code)
         if not isinstance(got, answer):
@@ -205,8 +228,10 @@ class Client:
         """Submit a job; `args` may be longer than one message holds, or `job.args` is used.
 
         The answer comes when all of it is stored. Repeating a submission with the same `job.id` gives
-        the same job.
+        the same job, and goes on where it broke off. A job without such an id cannot be gone on with, so
+        it is cancelled when its submission breaks off (also when `args` raises). Raises as `request`.
         """
+        resumable = bool(job.id)
         if not job.id:
             job = msgspec.structs.replace(job, id=secrets.token_hex(8))
         if args is None and job.args is not None:
@@ -214,38 +239,51 @@ class Client:
         if args is None:
             accepted = await self.request(job, m.Accepted)
             return _submission(accepted)
-        pieces = _pieces(args)
-        first = next(pieces, [])
-        second = next(pieces, None)
+        portions = pieces(args)
+        first = next(portions, [])
+        second = next(portions, None)
         if second is None:
             accepted = await self.request(msgspec.structs.replace(job, args=first), m.Accepted)
             return _submission(accepted)
         accepted = await self.request(msgspec.structs.replace(job, args=first, open=True), m.Accepted)
         submission = _submission(accepted)
-        size = await self._extend(submission.job, len(first), second, pieces)
+        try:
+            size = await self._extend(submission.job, len(first), second, portions, close=not job.open)
+        except BaseException:
+            if not resumable:
+                self._send(m.Cancel(job=submission.job))  # it goes out before the stream is closed
+            raise
         return Submission(submission.job, size, submission.warning)
 
     async def _extend(
-        self, job: int, offset: int, piece: list[m.Parameters] | None, pieces: Iterator[list[m.Parameters]]
+        self,
+        job: int,
+        offset: int,
+        piece: list[m.Parameters] | None,
+        portions: Iterator[list[m.Parameters]],
+        *,
+        close: bool,
     ) -> int:
         """Send the rest, a window of additions at a time, in order; returns the job's size."""
         window: set[asyncio.Task[m.Accepted]] = set()
         try:
             while piece is not None:
-                following = next(pieces, None)
-                message = m.Extend(job=job, offset=offset, args=piece, last=following is None)
+                following = next(portions, None)
+                message = m.Extend(job=job, offset=offset, args=piece, last=close and following is None)
                 window.add(asyncio.create_task(self.request(message, m.Accepted)))
                 await asyncio.sleep(0)  # lets the request go out, so that additions keep their order
                 offset += len(piece)
                 piece = following
                 if len(window) >= SUBMISSION_WINDOW or piece is None:
                     until = asyncio.ALL_COMPLETED if piece is None else asyncio.FIRST_COMPLETED
-                    done, window = await asyncio.wait(window, return_when=until)
+                    done, _ = await asyncio.wait(window, return_when=until)
                     for task in done:
                         task.result()
+                    window -= done
         finally:
             for task in window:
                 task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
         return offset
 
     async def extend(self, job: int, offset: int, args: list[m.Parameters], *, last: bool) -> m.Accepted:
@@ -281,7 +319,7 @@ class Client:
             if info.finished and not ended.done():
                 ended.set_result(info)
 
-        self._watchers[job] = on_change
+        self._watchers.setdefault(job, []).append(on_change)
         try:
             status = await self.request(m.Watch(job=job), m.JobStatus)
             on_change(status.jobs[0])
@@ -292,7 +330,11 @@ class Client:
                 except TimeoutError:  # events can be lost with a link: ask
                     on_change(await self.info(job))
         finally:
-            del self._watchers[job]
+            self._watchers[job].remove(on_change)
+            if not self._watchers[job]:
+                del self._watchers[job]
+                if not ended.done():
+                    self._send(m.Watch(job=job, stop=True))
 
     async def output(self, job: int, task: int, stream: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The bytes that a task has written so far, from `offset` on, in pieces."""
@@ -307,7 +349,10 @@ class Client:
                 ),
                 m.OutputPart,
             )
-            data = base64.b64decode(part.data)
+            try:
+                data = base64.b64decode(part.data, validate=True)
+            except ValueError:
+                raise PeerError(f"the output of task {job}_{task} came damaged", hint="try again") from None
             if data:
                 yield data
             offset += len(data)
@@ -319,25 +364,3 @@ def _submission(accepted: m.Accepted) -> Submission:
     if accepted.job is None:
         raise PeerError("the manager accepted a submission without naming the job")
     return Submission(accepted.job, accepted.size, accepted.warning)
-
-
-def _pieces(args: Iterable[m.Parameters]) -> Iterator[list[m.Parameters]]:
-    """Parameters in portions of at most `SUBMISSION_BYTES` within a stanza (or a single one)."""
-    piece: list[m.Parameters] = []
-    size = 0
-    for words in args:
-        length = 4 + sum(_json_length(w) for w in words)
-        if piece and size + length > SUBMISSION_BYTES:
-            yield piece
-            piece, size = [], 0
-        piece.append(words)
-        size += length
-    if piece:
-        yield piece
-
-
-def _json_length(word: str) -> int:
-    """How much a word adds to a message, at most."""
-    return (
-        len(word) + 3 if word.isalnum() and word.isascii() else codec.wire_size(msgspec.json.encode(word)) + 1
-    )
