@@ -11,16 +11,18 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
+
+import msgspec
 
 from kestrel.errors import EnvironmentProblem, UsageError
 
 DEFAULT_C2S_PORT = 5222
 DEFAULT_DOMAIN = "kestrel.localhost"
 _INVITATION = re.compile(
-    r"kestrel://(?P<token>[^@/]+)@(?P<host>\[[0-9a-fA-F:]+\]|[^:/@]+):(?P<port>[0-9]{1,5})"
+    r"kestrel://(?P<token>[^@/]+)@(?P<host>\[[^\]/@\s]+\]|[^:/@\[\]\s]+):(?P<port>[0-9]{1,5})"
     r"/(?P<domain>[^/]+)/(?P<manager>[^/]+)(?:/(?P<fingerprint>[0-9a-fA-F]{64}))?"
 )
 
@@ -61,23 +63,30 @@ def private_directory(path: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a secret file: mode 0600, whole or not at all."""
+    """Write a secret file: mode 0600, whole or not at all. Raises `EnvironmentProblem`."""
     private_directory(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = ""
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(name, path)
     except OSError as problem:
-        Path(name).unlink(missing_ok=True)
-        raise EnvironmentProblem(f"cannot write {path}: {problem.strerror or problem}") from None
+        if name:
+            Path(name).unlink(missing_ok=True)
+        raise EnvironmentProblem(
+            f"cannot write {path}: {problem.strerror or problem}",
+            hint="make room on the disk, or mend the permissions of its directory",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
     """What a new machine needs to join: address, pinned certificate, token. One line of text."""
 
-    token: str
+    token: str = field(repr=False)
     host: str
     port: int
     domain: str
@@ -88,7 +97,8 @@ class Invitation:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        line = f"kestrel://{quote(self.token, safe='')}@{host}:{self.port}/{self.domain}/{self.manager}"
+        token, domain, manager = (quote(part, safe="") for part in (self.token, self.domain, self.manager))
+        line = f"kestrel://{token}@{host}:{self.port}/{domain}/{manager}"
         return f"{line}/{self.fingerprint}" if self.fingerprint else line
 
     @classmethod
@@ -97,15 +107,15 @@ class Invitation:
         match = _INVITATION.fullmatch(line.strip())
         if match is None or not 0 < int(match["port"]) < 65536:
             raise UsageError(
-                f"this is no invitation: {line.strip()[:60]!r}",
+                f"this is no invitation: {_without_token(line)!r}",
                 hint="paste the whole line that `kestrel up` printed; it begins with kestrel://",
             )
         return cls(
             token=unquote(match["token"]),
             host=match["host"].strip("[]"),
             port=int(match["port"]),
-            domain=match["domain"],
-            manager=match["manager"],
+            domain=unquote(match["domain"]),
+            manager=unquote(match["manager"]),
             fingerprint=(match["fingerprint"] or "").lower(),
         )
 
@@ -116,12 +126,16 @@ class PoolAccess:
 
     manager: str
     jid: str
-    password: str
+    password: str = field(repr=False)
     host: str = ""
     """Empty: look it up in the DNS (SRV)."""
     port: int = 0
     fingerprint: str = ""
     resource: str = ""
+    public_host: str = ""
+    """Address that invitations name, where this is the pool's own machine; empty: `host`."""
+    accounts: str = ""
+    """Path of the pool's accounts, where this is the pool's own machine."""
 
     def save(self, path: Path) -> None:
         write_private(path, json.dumps(asdict(self), indent=1) + "\n")
@@ -130,18 +144,23 @@ class PoolAccess:
     def load(cls, path: Path) -> PoolAccess:
         """Raises `UsageError` if there is no such file or it is damaged."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**content)
+            return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             raise UsageError(
                 f"no pool is known here ({path} does not exist)",
                 hint="start one with `kestrel up`, or use `kestrel run`, which brings its own",
                 code="no_pool",
             ) from None
-        except (OSError, ValueError, TypeError) as problem:
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as problem:
             raise EnvironmentProblem(
                 f"cannot read {path}: {problem}", hint="remove the file and start `kestrel up` again"
             ) from None
+
+
+def _without_token(line: str) -> str:
+    """The beginning of a line that may be a damaged invitation, without its secret."""
+    head, at, tail = line.strip().partition("@")
+    return (f"{head[:10]}…@{tail}" if at else head[:10])[:60]
 
 
 def pool_access_path(pool: str) -> Path:

@@ -115,7 +115,7 @@ def test_a_refusal_is_raised_in_the_managers_words_and_a_wrong_answer_as_the_pee
         assert (caught.value.code, caught.value.text, caught.value.hint) == (
             "unknown_job",
             "no job 9",
-            "look",
+            "?!",
         )
         far.answer = lambda message: m.Text(re=message.id, text="?")
         with pytest.raises(PeerError, match="Text"):

@@ -11,7 +11,7 @@ import click
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
-from kestrel.config import PoolAccess, data_home, private_directory
+from kestrel.config import PoolAccess, data_home, pool_access_path, private_directory
 from kestrel.errors import UsageError
 from kestrel.manager.service import ManagerService, run_until
 from kestrel.manager.settings import ManagerSettings
@@ -19,6 +19,7 @@ from kestrel.store.sqlite import SqliteStore
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.client import XmppClient
 from kestrel.xmpp.component import ComponentSettings, XmppComponent
+from kestrel.xmpp.jid import JID
 from kestrel.xmpp.link import XmppLink, XmppStream
 
 
@@ -75,7 +76,8 @@ def manager(
         raise UsageError("name either --component or --jid", hint="see kestrel manager --help")
     secret = _secret(secret_file)
     set_up_logs(verbose)
-    settings = ManagerSettings(pool=pool, admins=frozenset(admins))
+    pool_access_path(pool)  # refuses what is no name, and no directory either
+    settings = ManagerSettings(pool=pool, admins=frozenset(str(JID.parse(a).bare) for a in admins))
     path = private_directory(directory or data_home() / pool) / "store.db"
 
     def make_stream(link: XmppLink) -> XmppStream:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from kestrel.cli.connect import access_of, connected_client, pool_name
@@ -76,11 +78,11 @@ def invite(role: str, uses: int, expires: float, pool: str | None, as_json: bool
     from kestrel.server.accounts import Accounts
 
     access = access_of(pool)
-    path = data_home() / pool_name(pool) / "accounts.db"
+    path = Path(access.accounts) if access.accounts else data_home() / pool_name(pool) / "accounts.db"
     if not path.exists():
         raise UsageError(
             f"the accounts of this pool are not kept here ({path} does not exist)",
-            hint="invite on the machine where `kestrel up` runs, with the default --dir",
+            hint="invite on the machine where `kestrel up` runs",
         )
     accounts = Accounts(path)
     try:
@@ -88,7 +90,11 @@ def invite(role: str, uses: int, expires: float, pool: str | None, as_json: bool
     finally:
         accounts.close()
     domain = access.jid.partition("@")[2]
-    line = str(Invitation(token, access.host, access.port, domain, access.manager, access.fingerprint))
+    line = str(
+        Invitation(
+            token, access.public_host or access.host, access.port, domain, access.manager, access.fingerprint
+        )
+    )
     out = Output("json" if as_json else "table")
     if as_json:
         out.document({"invitation": line, "role": role, "uses": uses})

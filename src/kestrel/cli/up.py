@@ -91,7 +91,7 @@ def up(
         host=host,
         public_host=public_host,
         port=port,
-        manager=ManagerSettings(pool=pool, admins=frozenset({f"admin@{domain}"})),
+        manager=ManagerSettings(pool=pool, admins=frozenset({f"admin@{domain.lower()}"})),
     )
     out = Output("json" if as_json else "table")
 

@@ -17,6 +17,7 @@ from kestrel.config import Invitation, PoolAccess, data_home, private_directory
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.worker.profile import detect
 from kestrel.worker.service import ServiceSettings, run_with_access
+from kestrel.xmpp.jid import JID
 from kestrel.xmpp.register import register
 
 WORKERS_PER_MACHINE_MAX = 1000
@@ -181,7 +182,7 @@ def _account(
     if "@" not in account:
         raise UsageError(f"{jid!r} is no account", hint="e.g. worker@pool.example.org/42")
     return PoolAccess(
-        manager=manager,
+        manager=str(JID.parse(manager)),
         jid=account,
         password=password,
         host=host,

@@ -19,6 +19,7 @@ from kestrel.server.accounts import Accounts
 from kestrel.server.service import EmbeddedServer, ServerSettings
 from kestrel.store.sqlite import SqliteStore
 from kestrel.xmpp.component import ComponentSettings, XmppComponent
+from kestrel.xmpp.jid import JidError, prepare_domain
 from kestrel.xmpp.link import XmppLink, XmppStream
 
 
@@ -44,7 +45,8 @@ class PoolHost:
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
-        self.manager_jid = f"manager.{settings.domain}"
+        self.domain = _domain(settings.domain)
+        self.manager_jid = f"manager.{self.domain}"
         self.fingerprint = ""
         """Of the certificate that others must see; empty in an ephemeral pool, which stays on loopback."""
         self.accounts: Accounts
@@ -55,20 +57,18 @@ class PoolHost:
         """Open files, listen, connect the manager. Raises what is wrong; then nothing is left running."""
         settings = self.settings
         directory = private_directory(settings.directory)
-        if not settings.domain or "/" in settings.domain or "@" in settings.domain:
-            raise UsageError(f"{settings.domain!r} is no domain", hint="e.g. --domain kestrel.localhost")
         self.accounts = Accounts(directory / "accounts.db" if settings.lasting else ":memory:")
         secret = secrets.token_hex(16)
-        certificate = self._certificate(directory) if settings.lasting else None
-        server_settings = ServerSettings(
-            domain=settings.domain,
-            host=settings.host,
-            c2s_port=settings.port,
-            components={self.manager_jid: secret},
-            tls_certificate=certificate,
-        )
-        self.server = EmbeddedServer(server_settings, self.accounts)
         try:
+            certificate = self._certificate(directory) if settings.lasting else None
+            server_settings = ServerSettings(
+                domain=self.domain,
+                host=settings.host,
+                c2s_port=settings.port,
+                components={self.manager_jid: secret},
+                tls_certificate=certificate,
+            )
+            self.server = EmbeddedServer(server_settings, self.accounts)
             await self.server.start()
         except BaseException:
             self.accounts.close()
@@ -93,7 +93,7 @@ class PoolHost:
     def _certificate(self, directory: Path) -> Path:
         from kestrel.server.certificate import ensure_certificate, fingerprint_of
 
-        path = ensure_certificate(directory, self.settings.domain)
+        path = ensure_certificate(directory, self.domain)
         self.fingerprint = fingerprint_of(path)
         return path
 
@@ -116,19 +116,32 @@ class PoolHost:
         """A new invitation for `uses` accounts with this role."""
         host, port = self.address()
         token = self.accounts.invite(role, uses=uses, expires_s=expires_s)
-        return Invitation(token, host, port, self.settings.domain, self.manager_jid, self.fingerprint)
+        return Invitation(token, host, port, self.domain, self.manager_jid, self.fingerprint)
 
     def account(self, name: str, role: str, *, resource: str = "") -> PoolAccess:
         """A new password for the account `name`, made if it is missing, to be used on this machine."""
         password = secrets.token_urlsafe(24)
         self.accounts.put(name, password, role)
+        accounts = str((self.settings.directory / "accounts.db").absolute()) if self.settings.lasting else ""
         host = "127.0.0.1" if self.settings.host == "0.0.0.0" else self.settings.host
         return PoolAccess(
             manager=self.manager_jid,
-            jid=f"{name}@{self.settings.domain}",
+            jid=f"{name}@{self.domain}",
             password=password,
             host="::1" if host == "::" else host,
             port=self.server.c2s_port,
             fingerprint=self.fingerprint,
             resource=resource,
+            public_host=self.address()[0],
+            accounts=accounts,
         )
+
+
+def _domain(text: str) -> str:
+    """As addresses are compared: in small letters. Raises `UsageError`."""
+    try:
+        return prepare_domain(text)
+    except JidError as problem:
+        raise UsageError(
+            f"{text!r} is no domain: {problem.text}", hint="e.g. --domain kestrel.localhost"
+        ) from None

@@ -51,12 +51,12 @@ class ManagerService:
         manager = Manager(AsyncioClock(loop), link, self._store, self._settings)
         manager.on_failed = self._on_failed
         link.deliver_to(manager)
-        manager.start()
-        stream = self._make_stream(link)
-        link.attach(stream)
-        self.manager, self._stream = manager, stream
-        self._running = asyncio.create_task(stream.run(), name="manager stream")
+        self.manager = manager
         try:
+            manager.start()
+            stream = self._stream = self._make_stream(link)
+            link.attach(stream)
+            self._running = asyncio.create_task(stream.run(), name="manager stream")
             await self._connected(stream, self._running)
         except BaseException:
             await self.stop()
@@ -102,6 +102,8 @@ class ManagerService:
             await asyncio.gather(self._running, return_exceptions=True)
         if self._failure is not None:
             self._failure.cancel()
+            if not self._failure.cancelled():
+                self._failure.exception()  # told already, or there is nobody left to tell
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
 
 
