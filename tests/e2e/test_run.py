@@ -174,6 +174,14 @@ def test_a_reader_that_has_seen_enough_ends_the_run(tmp_path: Path) -> None:
         process.stdin.close()
 
 
+def test_a_run_whose_worker_is_killed_goes_on_with_another(tmp_path: Path) -> None:
+    """The first task kills the agent that its launcher serves, once; the run ends all the same."""
+    command = "test -e killed || { touch killed; kill -9 $(ps -o ppid= -p $(ps -o ppid= -p $$)); }; echo {}"
+    done = run(tmp_path, "-j1", "--", command, ":::", "a", "b")
+    assert (done.returncode, sorted(done.stdout.split())) == (0, [b"a", b"b"])
+    assert b"killed by signal 9" in done.stderr
+
+
 def test_json_is_one_object_a_line(tmp_path: Path) -> None:
     import json
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import click
 
@@ -21,7 +21,13 @@ from kestrel.cli.output import Output
 from kestrel.errors import EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
+    from kestrel.local import LocalPool
     from kestrel.local.worker_process import WorkerProcess
+
+WORKER_LOOK_S = 0.5
+"""How often a run looks whether its worker lives."""
+WORKER_RESTARTS_MAX = 5
+"""Workers that a run starts in the place of dead ones before it gives up."""
 
 HELP = """Run COMMAND once for each argument, many at a time, and print what comes out.
 
@@ -153,10 +159,37 @@ async def _run(bag: Bag, out: Output, options: dict[str, Any], worker: WorkerPro
         from kestrel.local import LocalPool
 
         async with LocalPool(worker.slots, worker=worker) as pool:
-            return await run_bag(pool.client, run_options, bag, out)
+            bag_run = asyncio.create_task(run_bag(pool.client, run_options, bag, out), name="bag")
+            tender = asyncio.create_task(_tend(pool, out), name="worker")
+            try:
+                await asyncio.wait({bag_run, tender}, return_when=asyncio.FIRST_COMPLETED)
+                return bag_run.result() if bag_run.done() else tender.result()
+            finally:
+                bag_run.cancel()
+                tender.cancel()
+                await asyncio.gather(bag_run, tender, return_exceptions=True)
     finally:
         if joblog is not None:
             joblog.close()
+
+
+async def _tend(pool: LocalPool, out: Output) -> NoReturn:
+    """Put another worker in the place of one that died. Raises `EnvironmentProblem` when that is no use."""
+    slots = pool.slots
+    while True:
+        worker = pool.workers[-1]
+        # Looked at instead of waited for: that takes no thread and no signal handler.
+        while (code := worker.exit_code) is None:  # noqa: ASYNC110
+            await asyncio.sleep(WORKER_LOOK_S)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        if len(pool.workers) > WORKER_RESTARTS_MAX:
+            raise EnvironmentProblem(
+                f"the worker of this run {how}, and so did {WORKER_RESTARTS_MAX} before it",
+                hint="is the memory full? Fewer tasks at once (-j) take less; "
+                "with --joblog FILE a later --resume goes on from here",
+            )
+        out.warn(f"the worker of this run {how}; another one takes over what it had")
+        pool.start_worker(slots)
 
 
 def _check(options: dict[str, Any]) -> None:

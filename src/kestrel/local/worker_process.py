@@ -47,6 +47,11 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+        return self._process.poll()
+
     def join(self, access: PoolAccess) -> None:
         """Tell the worker where to go. Raises `EnvironmentProblem` if it has ended already."""
         assert self._process.stdin is not None
