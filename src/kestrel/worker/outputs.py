@@ -60,7 +60,8 @@ class Outputs:
     def _keep(self, path: str, size: int) -> None:
         self._bytes += size - self._kept.pop(path, 0)
         self._kept[path] = size
-        while self._bytes > self._bytes_max or len(self._kept) > self._files_max:
+        # The newest stays, however large: somebody is about to ask for it.
+        while (self._bytes > self._bytes_max or len(self._kept) > self._files_max) and len(self._kept) > 1:
             oldest = next(iter(self._kept))
             self._bytes -= self._kept.pop(oldest)
             Path(oldest).unlink(missing_ok=True)
