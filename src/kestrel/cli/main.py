@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from kestrel import __version__
-from kestrel.errors import InternalError, KestrelError
+from kestrel.errors import InternalError, KestrelError, UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("kestrel.cli.run_command", "run one command over many arguments and print what comes out"),
@@ -105,7 +105,7 @@ def main() -> NoReturn:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as problem:
-        problem.show()
+        _show_misuse(problem)
         sys.exit(problem.exit_code)
     except click.Abort:
         print("kestrel: interrupted", file=sys.stderr)  # noqa: T201
@@ -123,9 +123,24 @@ def main() -> NoReturn:
         sys.exit(141)
 
 
+def _show_misuse(problem: click.ClickException) -> None:
+    """As click shows it; in JSON as any other error when that was asked for."""
+    if isinstance(problem, click.exceptions.NoArgsIsHelpError) or not _wants_json():
+        problem.show()
+        return
+    context = problem.ctx if isinstance(problem, click.UsageError) else None
+    path = context.command_path if context else "kestrel"
+    _show(UsageError(problem.format_message(), hint=f"see {path} --help"))
+
+
 def _show(problem: KestrelError) -> None:
     """In the words of the output interface, in JSON when that was asked for."""
     from kestrel.cli.output import Output
 
+    Output("json" if _wants_json() else "table").error(problem)
+
+
+def _wants_json() -> bool:
+    """Known also where the options could not be read."""
     words = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    Output("json" if "--json" in words else "table").error(problem)
+    return "--json" in words
