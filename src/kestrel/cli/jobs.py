@@ -99,7 +99,9 @@ def _job_words(out: Output, answer: m.JobStatus, what: str | None) -> None:
         out.line("You have no jobs. Submit one: kestrel submit -- ./my_task.sh")
     if what is not None and answer.jobs[0].reruns:
         out.line(f"{answer.jobs[0].reruns} attempts were lost with their worker and run again.")
-    out.line(f"{answer.workers} workers, {answer.busy} of {answer.slots} slots busy.")
+    out.line(
+        f"{answer.workers} worker{'' if answer.workers == 1 else 's'}, {answer.busy} of {answer.slots} slots busy."
+    )
 
 
 @click.command()
@@ -256,7 +258,9 @@ def cancel(jobs: tuple[str, ...], pool: str | None, as_json: bool) -> None:
         return
     for answer in answers:
         note = f" ({answer.warning})" if answer.warning else ""
-        out.line(f"Job {answer.job}: {answer.changed} tasks cancelled{note}")
+        out.line(
+            f"Job {answer.job}: {answer.changed} task{'' if answer.changed == 1 else 's'} cancelled{note}"
+        )
 
 
 @click.command()

@@ -39,7 +39,7 @@ from kestrel.protocol import messages as m
 @click.option(
     "--wait", "wait_for_it", is_flag=True, help="Wait until it has ended, then exit as `kestrel wait`."
 )
-@click.option("--dry-run", is_flag=True, help="Check and print the job as JSON; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Check and print the job; submit nothing.")
 @pool_option
 @json_option
 @click.pass_context
