@@ -9,7 +9,8 @@ import msgspec
 
 from kestrel.core import effects as fx
 from kestrel.core import execution_events as xe
-from kestrel.manager.manager import Manager, Unit
+from kestrel.manager.manager import Manager
+from kestrel.manager.unit import Unit
 from kestrel.manager.words import Manner
 from kestrel.ports import AddJob, CommitDone, CommitFailed, ProcessEnded, Read, StartProcess, Write
 from kestrel.protocol import messages as m
@@ -31,7 +32,7 @@ class TellsBeforeStoring(Manager):
 class AcknowledgesAtOnce(Manager):
     def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
         if isinstance(message, m.Report):
-            self._send_worker(sender, m.Ack(n=message.n))
+            self.send_worker(sender, m.Ack(n=message.n))
         super()._take(sender, manner, message)
 
 
@@ -58,7 +59,7 @@ class SkipsAResult(Manager):
 
 class ForgetsSubmissions(Manager):
     def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
-        self.submissions.clear()
+        self.books.submissions.clear()
         super()._take(sender, manner, message)
 
 

@@ -76,6 +76,12 @@ def play(answer: Answer, scene: Callable[[Client, Far], Awaitable[None]], **opti
     asyncio.run(main())
 
 
+async def settled() -> None:
+    """Until nothing more happens by itself: deliveries are calls of the loop, a few rounds of it."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 def info(job: int, finished: float = 0.0) -> m.JobInfo:
     return m.JobInfo(job=job, user="ann@example.org", finished=finished)
 
@@ -311,7 +317,7 @@ def test_output_is_read_in_pieces_to_its_end_and_damage_is_told():
 def test_two_waits_for_a_job_both_end_with_its_event_and_are_then_forgotten():
     async def scene(client: Client, far: Far) -> None:
         waits = [asyncio.create_task(client.wait(1)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        await settled()
         far.deliver(m.Event(job=info(1, finished=5.0)))
         assert [i.finished for i in await asyncio.gather(*waits)] == [5.0, 5.0]
 
@@ -321,7 +327,7 @@ def test_two_waits_for_a_job_both_end_with_its_event_and_are_then_forgotten():
 def test_an_end_that_was_missed_while_the_link_was_down_is_heard_of_when_it_is_back():
     async def scene(client: Client, far: Far) -> None:
         waiting = asyncio.create_task(client.wait(1))
-        await asyncio.sleep(0.01)
+        await settled()
         far.answer = lambda r: m.JobStatus(re=r.id, jobs=[info(1, finished=5.0)])
         client.on_down("cable")
         client.on_up("ann@example.org/x")
@@ -333,7 +339,7 @@ def test_an_end_that_was_missed_while_the_link_was_down_is_heard_of_when_it_is_b
 def test_a_wait_that_is_given_up_stops_watching():
     async def scene(client: Client, far: Far) -> None:
         waiting = asyncio.create_task(client.wait(1))
-        await asyncio.sleep(0.01)
+        await settled()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

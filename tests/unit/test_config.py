@@ -32,9 +32,9 @@ def mode(path: Path) -> int:
 def test_homes_follow_the_environment_if_it_names_absolute_paths(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere/data")
     monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("HOME", "/somewhere/ann")
     assert data_home() == Path("/somewhere/data/kestrel")
-    assert config_home() == Path("/home/ann/.config/kestrel")
+    assert config_home() == Path("/somewhere/ann/.config/kestrel")
 
 
 def test_a_secret_file_is_private_in_a_private_directory_whatever_the_umask(tmp_path: Path):

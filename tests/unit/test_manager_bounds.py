@@ -202,10 +202,10 @@ def test_a_job_whose_watchers_have_all_left_is_not_kept_as_watched(rig: Rig):
     rig.ask(m.Job(command="true"))
     rig.ask(m.Watch(job=1))
     rig.manager.on_unavailable(USER, "")
-    assert rig.manager.watched() == []
+    assert rig.manager.books.watched() == []
     rig.ask(m.Watch(job=1))
     rig.ask(m.Watch(job=1, stop=True))
-    assert rig.manager.watched() == []
+    assert rig.manager.books.watched() == []
 
 
 def test_a_second_cancellation_touches_nothing(rig: Rig):

@@ -159,7 +159,7 @@ def test_watchers_are_told_of_changes_and_of_the_end(rig: Rig):
     rig.finish(rig.to(WORKER, m.Tasks)[0])
     rig.run(1)
     assert rig.to(USER, m.Event)[-1].job.state == "COMPLETED"
-    assert rig.manager.watched() == []
+    assert rig.manager.books.watched() == []
 
 
 def test_only_the_owner_or_an_administrator_may_cancel():

@@ -11,77 +11,39 @@ simulator run it over the roles of `kestrel.ports`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, assert_never
+from collections.abc import Callable
 
-from kestrel.core import effects as fx
 from kestrel.core import events as ev
 from kestrel.core.model import (
     HeldByWorker,
-    JobId,
     WorkerId,
     WorkerOffer,
     fold_tags,
 )
 from kestrel.core.scheduler import Scheduler
-from kestrel.errors import InternalError, KestrelError, StoreError, UsageError
-from kestrel.manager import jobs as books
+from kestrel.errors import KestrelError, StoreError, UsageError
+from kestrel.manager import jobs
+from kestrel.manager.carrying import Carrier
 from kestrel.manager.intake import REASON_CHARS_MAX, check_profile, outcome_of
-from kestrel.manager.jobs import JobEntry
+from kestrel.manager.jobbooks import JobBooks
 from kestrel.manager.requests import Requests
 from kestrel.manager.settings import ManagerSettings
+from kestrel.manager.unit import Request, Unit, WorkerEntry
 from kestrel.manager.words import Manner, answer_as_words, command_from_words, manner_of
 from kestrel.ports import (
     Clock,
     CommitDone,
     CommitFailed,
-    Read,
-    ReadParams,
     Show,
     Store,
     TimerHandle,
     Transport,
-    Write,
 )
 from kestrel.protocol import codec
 from kestrel.protocol import messages as m
+from kestrel.xmpp.jid import bare
 
 log = logging.getLogger("kestrel.manager")
-
-Tell: TypeAlias = Callable[[], None]
-
-
-@dataclass(slots=True)
-class Unit:
-    """What one turn of the manager stores, reads and then tells, in order."""
-
-    writes: list[Write] = field(default_factory=list)
-    reads: list[Read] = field(default_factory=list)
-    tells: list[Tell] = field(default_factory=list)
-    answers: Sequence[Any] = ()
-
-    def read(self, read: Read, then: Callable[[Any], None]) -> None:
-        """Have something read from the store, and call `then` with it when this tell's turn comes."""
-        index = len(self.reads)
-        self.reads.append(read)
-        self.tells.append(lambda: then(self.answers[index]))
-
-
-@dataclass(slots=True)
-class WorkerEntry:
-    """What the shell knows of a worker beside the scheduler."""
-
-    profile: m.Profile
-    session: int
-    joined: float
-    chat: bool
-    specs: set[JobId] = field(default_factory=set)
-    """Live jobs of which it, or its session before, has the specification."""
-
-
-Request: TypeAlias = tuple[str, Manner, m.UserToManager]
-"""Sender, how it wants its answer, message."""
 
 
 class Manager:
@@ -94,9 +56,8 @@ class Manager:
         self.transport = transport
         self.store = store
         self.settings = settings or ManagerSettings()
-        self.jobs: dict[JobId, JobEntry] = {}
-        self.submissions: dict[tuple[str, str], JobId] = {}
-        self.load = books.Load()
+        self.books = JobBooks(self)
+        self.jobs = self.books.entries
         self.workers: dict[WorkerId, WorkerEntry] = {}
         self.epoch = 0
         self.address = ""
@@ -104,17 +65,13 @@ class Manager:
         self.counters = {"messages": 0, "bad_messages": 0, "duplicates": 0, "dropped": 0}
         self.on_failed: Callable[[Exception], None] | None = None
         """Told once when the manager cannot go on."""
-        self._next_job: JobId = 1
         self._sessions = 0
         self._inbox: list[ev.Event | Request] = []
         self._time_waiting = False
         self._unit: Unit | None = None
         self._flush_due: TimerHandle | None = None
         self._tick_due: TimerHandle | None = None
-        self._announce_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
-        self._changed: dict[JobId, None] = {}
-        self._watched: dict[JobId, None] = {}
         self._greeted: dict[str, None] = {}
         self._missing: set[WorkerId] = set()
         """Workers of which nothing was heard since our own connection broke; their leases decide."""
@@ -122,6 +79,7 @@ class Manager:
         self._drained_by_user: set[WorkerId] = set()
         self._overheard: dict[WorkerId, None] = {}
         """Workers of which something was left out because the inbox was full."""
+        self._carrier = Carrier(self)
         self._requests = Requests(self)
         self._closed = False
 
@@ -129,18 +87,18 @@ class Manager:
 
     def start(self) -> None:
         """Read the store, count the epoch up, and begin. Blocks while reading; raises `StoreError`."""
-        content = self.store.open(books.terms_of)
+        content = self.store.open(jobs.terms_of)
         self.epoch = content.epoch
-        self._next_job = content.next_job
+        self.books.next_job = content.next_job
         self.scheduler = Scheduler(self.settings.scheduler, content.epoch)
         for record in content.jobs:
-            self._enter(books.entry_of(record))
+            self.books.enter(jobs.entry_of(record))
         for job in content.unfinished:
             self.jobs[job.job].cancelled = job.cancelled
         now = self.clock.now()
         restored = [ev.JobRestored(r) for r in content.unfinished]
         unit = Unit()
-        self._carry_out(self.scheduler.handle(restored, now), unit)
+        self._carrier.carry_out(self.scheduler.handle(restored, now), unit)
         log.info(
             "manager_started",
             extra={"epoch": self.epoch, "jobs": len(content.jobs), "unfinished": len(restored)},
@@ -151,9 +109,10 @@ class Manager:
     def close(self) -> None:
         """Stop reacting. What is stored stays; what was not told is asked for again by the peers."""
         self._closed = True
-        for timer in (self._flush_due, self._tick_due, self._announce_due, self._retry_due):
+        for timer in (self._flush_due, self._tick_due, self._retry_due):
             if timer is not None:
                 timer.cancel()
+        self.books.close()
         self._inbox.clear()
 
     # --- what the transport tells ---------------------------------------------------------------------
@@ -189,7 +148,7 @@ class Manager:
         if self._closed:
             return
         self._greeted.pop(sender, None)
-        self._requests.forget_sender(sender)
+        self._requests.questions.forget_sender(sender)
         if sender in self.workers and sender not in self._missing:
             self._post(ev.WorkerLost(sender, reason[:REASON_CHARS_MAX] or "went offline"))
 
@@ -224,7 +183,7 @@ class Manager:
         """Answer in kind."""
         if manner is Manner.WORDS:
             # To the person, not to the device: words may come from a program that does not listen.
-            self.transport.say(bare_of(to), answer_as_words(message)[: self.settings.words_chars_max])
+            self.transport.say(bare(to), answer_as_words(message)[: self.settings.words_chars_max])
             return
         text = codec.encode(message)
         if codec.wire_size(text) > self.settings.stanza_bytes_max:
@@ -334,7 +293,7 @@ class Manager:
 
     def _tick(self) -> None:
         self._tick_due = self.clock.call_later(self.settings.tick_s, self._tick)
-        self._requests.expire()
+        self._requests.questions.expire()
         if not self._time_waiting:  # while the store is away for long, one is enough
             self._time_waiting = True
             self._post(ev.TimePassed())
@@ -377,9 +336,9 @@ class Manager:
                 if isinstance(item, ev.WorkerJoined):  # the scheduler may have forgotten it meanwhile
                     events.append(ev.WorkerDrained(item.worker, self.is_drained(item.worker)))
         effects = self.scheduler.handle(events, self.clock.now())
-        self._carry_out(effects, unit)
+        self._carrier.carry_out(effects, unit)
         for request in asked:
-            self._requests.answer(request, unit)
+            self._requests.questions.answer(request, unit)
         self._commit(unit)
 
     def _commit(self, unit: Unit) -> None:
@@ -427,218 +386,7 @@ class Manager:
         if self._inbox:
             self._flush_soon()
 
-    # --- carrying out effects -------------------------------------------------------------------------
-
-    def _carry_out(self, effects: Sequence[fx.Effect], unit: Unit) -> None:
-        for effect in effects:
-            match effect:
-                case fx.RecordResult() | fx.RecordTrouble() | fx.RecordCancelled():
-                    unit.writes.append(effect)
-                case fx.RecordJobEnded():
-                    unit.writes.append(effect)
-                    self._job_ended(effect, unit)
-                case fx.AssignTasks():
-                    self._assign(effect, unit)
-                case fx.StopAttempts(worker, attempts):
-                    self._tell_worker(unit, worker, m.Stop(attempts=list(attempts)))
-                case fx.RevokeTasks(worker, job, count):
-                    self._tell_worker(unit, worker, m.Revoke(job=job, count=count))
-                case fx.AcknowledgeReport(worker, number):
-                    self._tell_worker(unit, worker, m.Ack(n=number))
-                case fx.WelcomeWorker(worker):
-                    self._tell_worker(unit, worker, self._welcome())
-                case fx.ProbeWorker(worker):
-                    unit.tells.append(lambda worker=worker: self.transport.ping(worker))  # type: ignore[misc]
-                case fx.RefuseWorker(worker, reason):
-                    self._tell_worker(
-                        unit, worker, m.Error(code="unknown_worker", text=reason, hint="send a profile first")
-                    )
-                case fx.AnnounceJob(job):
-                    unit.tells.append(lambda job=job: self._job_changed(job))  # type: ignore[misc]
-                case fx.AnnounceWorkerLost():
-                    self._worker_lost(effect, unit)
-                case _:
-                    assert_never(effect)
-
-    def _tell_worker(self, unit: Unit, worker: WorkerId, message: m.Message) -> None:
-        unit.tells.append(lambda: self.send_worker(worker, message))
-
-    def _welcome(self) -> m.Welcome:
-        settings = self.settings
-        return m.Welcome(
-            epoch=self.epoch,
-            pool=settings.pool,
-            lease_s=settings.scheduler.lease_s,
-            report_delay_s=settings.report_delay_s,
-            tail_bytes=settings.tail_bytes,
-            stanza_bytes_max=settings.stanza_bytes_max,
-        )
-
-    def _assign(self, effect: fx.AssignTasks, unit: Unit) -> None:
-        entry = self.jobs.get(effect.job)
-        if entry is None:
-            raise InternalError(f"the scheduler assigns tasks of job {effect.job}, which has no books")
-        if entry.has_params:
-            unit.read(ReadParams(effect.job, effect.tasks), lambda p: self._send_tasks(effect, entry, p))
-        else:
-            unit.tells.append(lambda: self._send_tasks(effect, entry, None))
-
-    def _send_tasks(self, effect: fx.AssignTasks, entry: JobEntry, params: list[m.Parameters] | None) -> None:
-        worker = self.workers.get(effect.worker)
-        if worker is None:
-            return  # lost while the store was busy: the scheduler hears of it in the next turn
-        first_time = entry.told.get(effect.worker) != worker.session
-        entry.told[effect.worker] = worker.session
-        worker.specs.add(effect.job)
-        spec = entry.spec if first_time else None
-        self._send_tasks_sized(effect.worker, effect.job, effect.attempt, list(effect.tasks), params, spec)
-
-    def _send_tasks_sized(
-        self,
-        worker: WorkerId,
-        job: JobId,
-        attempt: int,
-        tasks: list[int],
-        params: list[m.Parameters] | None,
-        spec: m.TaskSpec | None,
-    ) -> None:
-        """One message, or several when long parameters make it larger than servers like."""
-        text = codec.encode(m.Tasks(job=job, attempt=attempt, tasks=tasks, params=params, spec=spec))
-        if codec.wire_size(text) <= self.settings.stanza_bytes_max or len(tasks) == 1:
-            entry = self.workers.get(worker)
-            self.transport.send(worker, text, chat=entry is not None and entry.chat)
-            return
-        half = len(tasks) // 2
-        first = None if params is None else params[:half]
-        second = None if params is None else params[half:]
-        self._send_tasks_sized(worker, job, attempt, tasks[:half], first, spec)
-        self._send_tasks_sized(worker, job, attempt + half, tasks[half:], second, None)
-
-    # --- jobs -----------------------------------------------------------------------------------------
-
-    def new_job(self) -> JobId:
-        """The next free number."""
-        job = self._next_job
-        self._next_job += 1
-        return job
-
-    def enter(self, entry: JobEntry) -> None:
-        """Open the books of a job."""
-        self._enter(entry)
-
-    def _enter(self, entry: JobEntry) -> None:
-        record = entry.record
-        self.jobs[record.job] = entry
-        if not entry.ended:
-            self.load.enter(record.user, entry.size)
-        if record.submission:
-            self.submissions[(record.user, record.submission)] = record.job
-
-    def _job_ended(self, effect: fx.RecordJobEnded, unit: Unit) -> None:
-        entry = self.jobs[effect.job]
-        counts = books.counts_message(self.scheduler.counts(effect.job))
-        entry.record = replace(
-            entry.record,
-            state=effect.state,
-            finished=self.clock.wall(),
-            counts=counts,
-            last=self.scheduler.last_seq(effect.job),
-            reruns=self.scheduler.reruns(effect.job),
-            size=entry.size,
-            open=False,
-        )
-        entry.open = False
-        self.load.leave(entry.record.user, entry.size)
-        unit.tells.append(lambda: self._job_gone(effect.job, entry))
-
-    def _job_gone(self, job: JobId, entry: JobEntry) -> None:
-        entry.ended = True
-        for worker in entry.told:
-            known = self.workers.get(worker)
-            if known is not None:
-                known.specs.discard(job)
-        entry.told.clear()
-        self.scheduler.forget(job)
-        self._job_changed(job)
-        log.info("job_ended", extra={"job": job, "state": entry.record.state.value})
-        if entry.notify:
-            self.transport.say(bare_of(entry.notify), answer_as_words(m.Event(job=self.job_info(job))))
-
-    def job_info(self, job: JobId) -> m.JobInfo:
-        """The job at a glance; `job` must be known."""
-        entry = self.jobs[job]
-        record = entry.record
-        alive = not entry.ended and self.scheduler.has_job(job)
-        scheduler = self.scheduler
-        return m.JobInfo(
-            job=job,
-            user=record.user,
-            name=entry.message.name,
-            command=books.command_text(entry.message),
-            state=scheduler.job_state(job).value if alive else record.state.value,
-            size=entry.size,
-            open=entry.open,
-            counts=books.counts_message(scheduler.counts(job)) if alive else record.counts,
-            submitted=record.submitted,
-            finished=record.finished,
-            last=scheduler.last_seq(job) if alive else record.last,
-            reruns=scheduler.reruns(job) if alive else record.reruns,
-        )
-
-    def watched(self) -> list[JobEntry]:
-        """Jobs that somebody watches."""
-        return [self.jobs[job] for job in self._watched]
-
-    def unwatch(self, job: JobId, watcher: str) -> None:
-        """This one does not want to be told of the job any more."""
-        watchers = self.jobs[job].watchers
-        watchers.pop(watcher, None)
-        if not watchers:
-            self._watched.pop(job, None)
-
-    def watch(self, job: JobId) -> None:
-        """Remember that somebody watches the job."""
-        self._watched[job] = None
-
-    def _job_changed(self, job: JobId) -> None:
-        entry = self.jobs.get(job)
-        if entry is None:
-            return
-        if entry.waiters:
-            self._requests.wake(job, entry, self._inbox)
-            self._flush_soon()
-        if entry.watchers:
-            self._changed[job] = None
-            if self._announce_due is None:
-                delay_s = 0 if entry.ended else self.settings.announce_s
-                self._announce_due = self.clock.call_later(delay_s, self._announce)
-
-    def _announce(self) -> None:
-        self._announce_due = None
-        if self._unit is not None:  # the scheduler is ahead of the store: told when that has caught up
-            self._unit.tells.append(self._announce)
-            return
-        changed, self._changed = self._changed, {}
-        for job in changed:
-            entry = self.jobs[job]
-            message = m.Event(job=self.job_info(job))
-            for watcher, manner in entry.watchers.items():
-                self.reply(watcher, manner, message)
-            if entry.ended:
-                entry.watchers.clear()
-            if not entry.watchers:
-                self._watched.pop(job, None)
-
     # --- workers --------------------------------------------------------------------------------------
-
-    def _worker_lost(self, effect: fx.AnnounceWorkerLost, unit: Unit) -> None:
-        """Forget it when the loss is stored, unless it has introduced itself again before or until then."""
-        worker = effect.worker
-        entry = self.workers.get(worker)
-        session = 0 if entry is None or self.scheduler.has_worker(worker) else entry.session
-        unit.tells.append(lambda: self._forget_worker(worker, session))
-        fields = {"worker": worker, "reason": effect.reason, "requeued": effect.requeued}
-        unit.tells.append(lambda: log.warning("worker_lost", extra=fields))
 
     def _forget_worker(self, worker: WorkerId, session: int) -> None:
         entry = self.workers.get(worker)
@@ -653,8 +401,3 @@ class Manager:
     def _status_words(self) -> str:
         workers, slots, busy = self.scheduler.totals()
         return f"{workers} workers, {busy}/{slots} slots busy"
-
-
-def bare_of(address: str) -> str:
-    """The address without its resource."""
-    return address.partition("/")[0]

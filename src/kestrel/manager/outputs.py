@@ -1,6 +1,6 @@
 """Answers users who ask for a task's output: from the store, or through the worker that has the files.
 
-Called by `Requests` only. What it asks of workers is bounded in number and in time.
+Called by `Questions` only. What it asks of workers is bounded in number and in time.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import msgspec
 
 from kestrel.errors import UsageError
 from kestrel.manager.jobs import JobEntry
+from kestrel.manager.unit import Request, Unit
 from kestrel.manager.words import Manner
 from kestrel.ports import ReadTaskResults
 from kestrel.protocol import messages as m
 
 if TYPE_CHECKING:
-    from kestrel.manager.manager import Manager, Request, Unit
+    from kestrel.manager.manager import Manager
 
 
 @dataclass(slots=True)

@@ -1,0 +1,158 @@
+"""The manager's books of jobs: entries by number and by submission, who watches, what is announced.
+
+Called by the rooms of the manager, within its turns. Nothing is announced that is not stored (law 1).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kestrel.core import effects as fx
+from kestrel.core.model import JobId
+from kestrel.manager import jobs as books
+from kestrel.manager.jobs import JobEntry
+from kestrel.manager.unit import Unit
+from kestrel.manager.words import answer_as_words
+from kestrel.ports import TimerHandle
+from kestrel.protocol import messages as m
+from kestrel.xmpp.jid import bare
+
+if TYPE_CHECKING:
+    from kestrel.manager.manager import Manager
+
+log = logging.getLogger("kestrel.manager")
+
+
+class JobBooks:
+    """All jobs that one manager knows."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.entries: dict[JobId, JobEntry] = {}
+        self.submissions: dict[tuple[str, str], JobId] = {}
+        self.load = books.Load()
+        self.next_job: JobId = 1
+        self._announce_due: TimerHandle | None = None
+        self._changed: dict[JobId, None] = {}
+        self._watched: dict[JobId, None] = {}
+
+    def close(self) -> None:
+        """Announce nothing more."""
+        if self._announce_due is not None:
+            self._announce_due.cancel()
+
+    def new_job(self) -> JobId:
+        """The next free number."""
+        job = self.next_job
+        self.next_job += 1
+        return job
+
+    def enter(self, entry: JobEntry) -> None:
+        """Open the books of a job."""
+        record = entry.record
+        self.entries[record.job] = entry
+        if not entry.ended:
+            self.load.enter(record.user, entry.size)
+        if record.submission:
+            self.submissions[(record.user, record.submission)] = record.job
+
+    def job_ended(self, effect: fx.RecordJobEnded, unit: Unit) -> None:
+        """The record as it ends; forgotten by the scheduler, and told, when that is stored."""
+        entry = self.entries[effect.job]
+        counts = books.counts_message(self.manager.scheduler.counts(effect.job))
+        entry.record = replace(
+            entry.record,
+            state=effect.state,
+            finished=self.manager.clock.wall(),
+            counts=counts,
+            last=self.manager.scheduler.last_seq(effect.job),
+            reruns=self.manager.scheduler.reruns(effect.job),
+            size=entry.size,
+            open=False,
+        )
+        entry.open = False
+        self.load.leave(entry.record.user, entry.size)
+        unit.tells.append(lambda: self._job_gone(effect.job, entry))
+
+    def _job_gone(self, job: JobId, entry: JobEntry) -> None:
+        entry.ended = True
+        for worker in entry.told:
+            known = self.manager.workers.get(worker)
+            if known is not None:
+                known.specs.discard(job)
+        entry.told.clear()
+        self.manager.scheduler.forget(job)
+        self.job_changed(job)
+        log.info("job_ended", extra={"job": job, "state": entry.record.state.value})
+        if entry.notify:
+            self.manager.transport.say(bare(entry.notify), answer_as_words(m.Event(job=self.job_info(job))))
+
+    def job_info(self, job: JobId) -> m.JobInfo:
+        """The job at a glance; `job` must be known."""
+        entry = self.entries[job]
+        record = entry.record
+        alive = not entry.ended and self.manager.scheduler.has_job(job)
+        scheduler = self.manager.scheduler
+        return m.JobInfo(
+            job=job,
+            user=record.user,
+            name=entry.message.name,
+            command=books.command_text(entry.message),
+            state=scheduler.job_state(job).value if alive else record.state.value,
+            size=entry.size,
+            open=entry.open,
+            counts=books.counts_message(scheduler.counts(job)) if alive else record.counts,
+            submitted=record.submitted,
+            finished=record.finished,
+            last=scheduler.last_seq(job) if alive else record.last,
+            reruns=scheduler.reruns(job) if alive else record.reruns,
+        )
+
+    def watched(self) -> list[JobEntry]:
+        """Jobs that somebody watches."""
+        return [self.entries[job] for job in self._watched]
+
+    def unwatch(self, job: JobId, watcher: str) -> None:
+        """This one does not want to be told of the job any more."""
+        watchers = self.entries[job].watchers
+        watchers.pop(watcher, None)
+        if not watchers:
+            self._watched.pop(job, None)
+
+    def watch(self, job: JobId) -> None:
+        """Remember that somebody watches the job."""
+        self._watched[job] = None
+
+    def job_changed(self, job: JobId) -> None:
+        """State or counts changed, and that is stored: wake who waits, tell who watches."""
+        entry = self.entries.get(job)
+        if entry is None:
+            return
+        if entry.waiters:
+            self.manager._requests.questions.wake(job, entry, self.manager._inbox)
+            self.manager._flush_soon()
+        if entry.watchers:
+            self._changed[job] = None
+            if self._announce_due is None:
+                delay_s = 0 if entry.ended else self.manager.settings.announce_s
+                self._announce_due = self.manager.clock.call_later(delay_s, self._announce)
+
+    def _announce(self) -> None:
+        self._announce_due = None
+        if (
+            self.manager._unit is not None
+        ):  # the scheduler is ahead of the store: told when that has caught up
+            self.manager._unit.tells.append(self._announce)
+            return
+        changed, self._changed = self._changed, {}
+        for job in changed:
+            entry = self.entries[job]
+            message = m.Event(job=self.job_info(job))
+            for watcher, manner in entry.watchers.items():
+                self.manager.reply(watcher, manner, message)
+            if entry.ended:
+                entry.watchers.clear()
+            if not entry.watchers:
+                self._watched.pop(job, None)
