@@ -99,9 +99,8 @@ def _job_words(out: Output, answer: m.JobStatus, what: str | None) -> None:
         out.line("You have no jobs. Submit one: kestrel submit -- ./my_task.sh")
     if what is not None and answer.jobs[0].reruns:
         out.line(f"{answer.jobs[0].reruns} attempts were lost with their worker and run again.")
-    out.line(
-        f"{answer.workers} worker{'' if answer.workers == 1 else 's'}, {answer.busy} of {answer.slots} slots busy."
-    )
+    workers = _counted(answer.workers, "worker")
+    out.line(f"{workers}, {answer.busy} of {answer.slots} slots busy.")
 
 
 @click.command()
@@ -258,9 +257,7 @@ def cancel(jobs: tuple[str, ...], pool: str | None, as_json: bool) -> None:
         return
     for answer in answers:
         note = f" ({answer.warning})" if answer.warning else ""
-        out.line(
-            f"Job {answer.job}: {answer.changed} task{'' if answer.changed == 1 else 's'} cancelled{note}"
-        )
+        out.line(f"Job {answer.job}: {_counted(answer.changed, 'task')} cancelled{note}")
 
 
 @click.command()
@@ -285,3 +282,7 @@ def explain(job: str, pool: str | None, as_json: bool) -> None:
         out.line(line)
     for line in answer.story:
         out.line(f"  {line}")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
