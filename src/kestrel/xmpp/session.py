@@ -21,6 +21,9 @@ from kestrel.xmpp.wire import CLOSE_S_MAX, OUTGOING_BYTES_MAX, StreamRefusedErro
 
 log = logging.getLogger("kestrel.xmpp")
 
+FAILURES_TOLD = 2
+"""After so many failures in a row a warning says that we keep trying."""
+
 _ERROR_TAG = f"{x.NS_STREAM} error"
 _REQUEST_TAG = f"{x.NS_ACKS} r"
 _ACK_TAG = f"{x.NS_ACKS} a"
@@ -137,6 +140,8 @@ class Session(ABC):
                 if isinstance(problem, EnvironmentProblem) and not problem.retry:
                     raise
                 log.info("xmpp.disconnected", extra={"server": self._server, "reason": problem.text})
+                if failures == FAILURES_TOLD:  # once per outage, for who waits in front of it
+                    log.warning("xmpp.keeps_trying", extra={"server": self._server, "reason": problem.text})
             await self._pause(failures)
             failures += 1
 
