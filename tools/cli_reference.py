@@ -20,9 +20,8 @@ as an object `{"error": {"code", "text", "hint"}}` on standard output.
 | 0 | all went well; for `run`, `wait` and `submit --wait`: every task completed |
 | 1-100 | so many tasks did not complete |
 | 101 | more than 100 tasks did not complete |
-| 2 | the command line itself could not be understood |
 | 130 | interrupted by Ctrl-C |
-| 255 | any other error |
+| 255 | any other error; also a command line that could not be understood |
 
 A job is named by its number (`17`) or as `last`; a task as `17_3`, several as `17_[0-4,9]`.
 Which pool is meant: `--pool NAME`, else the environment variable `KESTREL_POOL`, else `default`.

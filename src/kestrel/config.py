@@ -103,8 +103,10 @@ class Invitation:
 
     @classmethod
     def parse(cls, line: str) -> Invitation:
-        """Read the line that `kestrel up` printed; raises `UsageError`."""
-        match = _INVITATION.fullmatch(line.strip())
+        """Read the line that `kestrel up` printed, with or without words before it; raises `UsageError`."""
+        line = line.strip()
+        line = line[max(0, line.find("kestrel://")) :]
+        match = _INVITATION.fullmatch(line)
         if match is None or not 0 < int(match["port"]) < 65536:
             raise UsageError(
                 f"this is no invitation: {_without_token(line)!r}",

@@ -221,7 +221,7 @@ class TestMistakes:
 
     def test_a_mistyped_command(self, pool: Pool):
         done = pool.run("statsu")
-        assert done.returncode == 2
+        assert done.returncode == 255
         assert "status" in done.stderr
 
 

@@ -1,7 +1,5 @@
 """A router without sockets: sessions whose outboxes a test reads, all of them after each step."""
 
-import weakref
-
 from kestrel.server.accounts import Accounts
 from kestrel.server.routing import Router
 from kestrel.server.settings import ServerLimits
@@ -9,6 +7,8 @@ from kestrel.xmpp.stream import StreamReader
 
 DOMAIN = "x.localhost"
 MANAGER = "manager.x.localhost"
+_open: list[Accounts] = []
+"""Those of the world before, to be closed on the thread that made them when the next one is made."""
 
 
 class Link:
@@ -26,7 +26,9 @@ class World:
 
     def __init__(self, **limits):
         self.accounts = Accounts(":memory:")
-        weakref.finalize(self, self.accounts.close)
+        while _open:
+            _open.pop().close()
+        _open.append(self.accounts)
         for name in ("alice", "bob", "carol"):
             self.accounts.connection.execute("INSERT INTO accounts VALUES (?, 'user', 0)", (name,))
         self.passwords = []

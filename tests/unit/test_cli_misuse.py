@@ -19,7 +19,7 @@ def test_misuse_is_told_in_json_when_that_was_asked_for(
         main()
     shown = capsys.readouterr()
     error = json.loads(shown.out)["error"]
-    assert ended.value.code == 2
+    assert ended.value.code == 255
     assert error["code"] == "usage"
     assert error["text"] in shown.err
     assert "--help" in error["hint"]

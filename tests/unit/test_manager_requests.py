@@ -124,6 +124,26 @@ def test_a_full_disk_refuses_new_work_and_loses_none(rig: Rig):
     assert rig.ask(m.Job(id="late", command="true")).job == 2
 
 
+def test_who_submits_into_a_store_that_fails_hears_of_it_at_once_and_readers_wait(rig: Rig):
+    rig.join(cores=1)
+    rig.ask(m.Job(command="true"))
+    commit = rig.store.commit
+    full = StoreError("the disk is full", hint="make room", retry=True)
+    rig.store.commit = lambda _w, _r, done: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
+    rig.tell(USER, m.Job(id="first", command="true"))
+    rig.tell(USER, m.Results(id="reader", job=1, wait=True))
+    rig.run(3)
+    (delayed,) = rig.to(USER, m.Error)
+    assert delayed.re == "first"
+    assert "the disk is full; your request waits in memory" in delayed.text
+    assert "make room" in delayed.hint
+    rig.store.commit = commit
+    rig.finish(rig.to(WORKER, m.Tasks)[0])
+    rig.run(3)
+    assert [a.job for a in rig.to(USER, m.Accepted)][-1] == 2
+    assert [p.re for p in rig.to(USER, m.ResultPage)] == ["reader"]
+
+
 def test_a_store_that_is_broken_for_good_ends_the_manager(rig: Rig):
     ended = []
     rig.manager.on_failed = ended.append

@@ -1,7 +1,7 @@
 """The entry point of the `kestrel` command: finds the subcommand, turns errors into words.
 
 Subcommands are imported when they are called, so that `kestrel run` starts quickly.
-Nothing but this module decides the exit code of an error: 255, and 2 for a bad call.
+Nothing but this module decides the exit code of an error: 255.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def main() -> NoReturn:
         sys.exit(stop.exit_code)
     except click.ClickException as problem:
         _show_misuse(problem)
-        sys.exit(problem.exit_code)
+        # Not click's 2: codes up to 101 say how many tasks failed.
+        sys.exit(0 if isinstance(problem, click.exceptions.NoArgsIsHelpError) else 255)
     except click.Abort:
         print("kestrel: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -119,6 +119,8 @@ async def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
         except UsageError:  # somebody has this name: be one of several
             jid, password = await _register(invited, f"{plain}-{secrets.token_hex(3)}")
     except AuthenticationError as problem:
+        if problem.code == "certificate":
+            raise
         raise AuthenticationError(
             f"the pool did not accept this invitation: {problem.text}",
             hint="ask for a new one: `kestrel invite` on the pool's machine prints one",

@@ -329,8 +329,8 @@ class Manager:
         asked: list[Request] = []
         for item in inbox:
             if isinstance(item, tuple):
-                if not self._requests.change(item, unit, events):
-                    asked.append(item)
+                changing = self._requests.change(item, unit, events)
+                (unit.asked if changing else asked).append(item)
             else:
                 events.append(item)
                 if isinstance(item, ev.WorkerJoined):  # the scheduler may have forgotten it meanwhile
@@ -374,9 +374,11 @@ class Manager:
             if self.on_failed is not None:
                 self.on_failed(problem)
             return
-        if self.store_problem is None:
-            log.error("store_unavailable", extra={"problem": str(problem)})
+        first = self.store_problem is None
         self.store_problem = problem
+        if first:
+            log.error("store_unavailable", extra={"problem": str(problem)})
+            self._requests.tell_of_delay(unit)
         self._requests.refuse_while_store_fails(self._inbox)
         self._retry_due = self.clock.call_later(self.settings.store_retry_s, lambda: self._commit(unit))
 

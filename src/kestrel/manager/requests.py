@@ -203,18 +203,30 @@ class Requests:
     # --- trouble ---------------------------------------------------------------------------------------
 
     def refuse_while_store_fails(self, inbox: list[ev.Event | Request]) -> None:
-        """Tell users at once that nothing new can be stored; what workers report is kept."""
+        """Tell users at once that nothing can be stored; what workers report and readers wait for is kept."""
         problem = self.manager.store_problem
         if problem is None:
             return
         kept: list[ev.Event | Request] = []
         for item in inbox:
-            if isinstance(item, tuple):
+            if isinstance(item, tuple) and not isinstance(item[2], m.Results):
                 sender, manner, message = item
                 self.manager.reply(sender, manner, error_of(message.id, problem))
             else:
                 kept.append(item)
         inbox[:] = kept
+
+    def tell_of_delay(self, unit: Unit) -> None:
+        """The store fails for the first time: those whose requests are under way hear that they wait."""
+        problem = self.manager.store_problem
+        if problem is None:
+            return
+        for sender, manner, message in unit.asked:
+            text = (
+                f"{problem.text}; your request waits in memory and is carried out when the store works again"
+            )
+            hint = f"{problem.hint}; repeat a submission with the same --id to be sure that it is there once"
+            self.manager.reply(sender, manner, m.Error(re=message.id, code="store", text=text, hint=hint))
 
     # --- checks ---------------------------------------------------------------------------------------
 

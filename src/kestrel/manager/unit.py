@@ -16,6 +16,9 @@ from kestrel.protocol import messages as m
 
 Tell: TypeAlias = Callable[[], None]
 
+Request: TypeAlias = tuple[str, Manner, m.UserToManager]
+"""Sender, how it wants its answer, message."""
+
 
 @dataclass(slots=True)
 class Unit:
@@ -25,6 +28,8 @@ class Unit:
     reads: list[Read] = field(default_factory=list)
     tells: list[Tell] = field(default_factory=list)
     answers: Sequence[Any] = ()
+    asked: list[Request] = field(default_factory=list)
+    """Changing requests of this unit; told at once if the store fails."""
 
     def read(self, read: Read, then: Callable[[Any], None]) -> None:
         """Have something read from the store, and call `then` with it when this tell's turn comes."""
@@ -43,7 +48,3 @@ class WorkerEntry:
     chat: bool
     specs: set[JobId] = field(default_factory=set)
     """Live jobs of which it, or its session before, has the specification."""
-
-
-Request: TypeAlias = tuple[str, Manner, m.UserToManager]
-"""Sender, how it wants its answer, message."""
