@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from parts.pool import eventually
+
 PROGRAM = [sys.executable, "-c", "from kestrel.cli.main import main; main()", "run"]
 TIME_S_MAX = 60
 
@@ -172,6 +174,19 @@ def test_a_reader_that_has_seen_enough_ends_the_run(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
         process.stdin.close()
+
+
+def test_a_killed_run_leaves_neither_processes_nor_files(tmp_path: Path) -> None:
+    task = f"echo $$ > {tmp_path}/pid; exec sleep 600"
+    with start(tmp_path, "--", task, ":::", "1") as process:
+        pid_file = tmp_path / "pid"
+        eventually(lambda: pid_file.exists() and pid_file.read_text().strip(), "the task runs")
+        assert len(list(tmp_path.glob("kestrel-*"))) == 2
+        process.kill()
+        process.wait()
+    pid = int(pid_file.read_text())
+    eventually(lambda: not Path(f"/proc/{pid}").exists(), "the task is killed")
+    eventually(lambda: not list(tmp_path.glob("kestrel-*")), "the scratch directories are removed")
 
 
 def test_a_run_whose_worker_is_killed_goes_on_with_another(tmp_path: Path) -> None:

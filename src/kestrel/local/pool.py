@@ -51,7 +51,7 @@ class LocalPool:
             self.host = PoolHost(HostSettings(directory, lasting=False, manager=self._settings))
             await self.host.start()
             stack.push_async_callback(self.host.stop)
-            first.join(self.host.account("local1", "worker", resource="worker"))
+            first.join(self.host.account("local1", "worker", resource="worker"), scratch=[directory])
             self.client = Client(self.host.manager_jid)
             await stack.enter_async_context(connected(self.client, self.host.account("user", "user")))
             self._stack = stack.pop_all()

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,11 +53,15 @@ class WorkerProcess:
         """None while it runs; negative: the signal that killed it."""
         return self._process.poll()
 
-    def join(self, access: PoolAccess) -> None:
-        """Tell the worker where to go. Raises `EnvironmentProblem` if it has ended already."""
+    def join(self, access: PoolAccess, *, scratch: Sequence[Path] = ()) -> None:
+        """Tell the worker where to go. Raises `EnvironmentProblem` if it has ended already.
+
+        Its own directory and those of `scratch` are removed by the worker if we are killed.
+        """
         assert self._process.stdin is not None
+        line = {"access": asdict(access), "scratch": [str(path) for path in (self.directory, *scratch)]}
         try:
-            self._process.stdin.write(json.dumps(asdict(access)).encode() + b"\n")
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
             code = self._process.poll()

@@ -6,6 +6,9 @@ import argparse
 import asyncio
 import json
 import logging
+import os
+import select
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,16 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, default=Path(), help="where tasks run")
     parser.add_argument("--provides", action="append", default=[], help="a tag that jobs may require")
     parser.add_argument("--kill-on-leave", action="store_true", help="SIGTERM stops what runs")
-    parser.add_argument("--quiet", action="store_true", help="log only what is wrong")
+    parser.add_argument("--quiet", action="store_true", help="log nothing that mends itself")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.ERROR if options.quiet else logging.INFO, stream=sys.stderr)
+    logging.basicConfig(level=logging.CRITICAL if options.quiet else logging.INFO, stream=sys.stderr)
     try:
+        scratch: list[str] = []
         lifeline = options.access == "-"
         if lifeline:
             line = sys.stdin.buffer.readline()
             if not line:
                 return 0  # whoever started us is gone, or has no use for us
-            access = PoolAccess(**json.loads(line))
+            told = json.loads(line)
+            access, scratch = PoolAccess(**told["access"]), told["scratch"]
         else:
             access = PoolAccess.load(Path(options.access))
         settings = ServiceSettings(
@@ -51,7 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KestrelError as problem:
         print(f"kestrel worker: {problem}", file=sys.stderr)  # noqa: T201 (this is its command line)
         return 1
+    if lifeline and _cut(sys.stdin.fileno()):
+        # Whoever started us ended, perhaps without a chance to tidy up.
+        for directory in scratch:
+            shutil.rmtree(directory, ignore_errors=True)
     return 0
+
+
+def _cut(descriptor: int) -> bool:
+    """Whether the other end of the lifeline is closed."""
+    readable, _, _ = select.select([descriptor], [], [], 0)
+    return bool(readable) and not os.read(descriptor, 1)
 
 
 if __name__ == "__main__":
