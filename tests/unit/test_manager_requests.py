@@ -300,11 +300,16 @@ def test_a_bad_request_gets_an_error_that_names_the_thing(rig: Rig, text: bytes,
     assert words in error.text + error.hint
 
 
-def test_a_worker_that_is_newer_than_the_manager_is_told_so(rig: Rig):
-    rig.tell(WORKER, m.Profile(protocol=m.PROTOCOL_VERSION + 1))
+@pytest.mark.parametrize(
+    ("protocol", "cure"),
+    [(m.PROTOCOL_OLDEST - 1, "upgrade Kestrel on the worker"), (m.PROTOCOL_VERSION + 1, "the manager first")],
+)
+def test_a_worker_that_is_older_or_newer_than_the_manager_is_told_so(rig: Rig, protocol: int, cure: str):
+    rig.tell(WORKER, m.Profile(protocol=protocol))
     rig.run()
     (error,) = rig.to(WORKER, m.Error)
     assert error.code == "version"
+    assert cure in error.hint
     assert rig.ask(m.Pool()).count == 0
 
 

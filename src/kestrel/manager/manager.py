@@ -237,17 +237,14 @@ class Manager:
         return len(self._inbox) >= self.settings.inbox_max
 
     def _join(self, sender: str, manner: Manner, profile: m.Profile) -> None:
-        if profile.protocol > m.PROTOCOL_VERSION:
-            self.reply(
-                sender,
-                manner,
-                m.Error(
-                    code="version",
-                    text=f"the worker speaks protocol {profile.protocol}, this manager {m.PROTOCOL_VERSION}",
-                    hint="upgrade the manager first, or install the same version on the worker",
-                ),
+        if not m.PROTOCOL_OLDEST <= profile.protocol <= m.PROTOCOL_VERSION:
+            older = profile.protocol < m.PROTOCOL_OLDEST
+            raise UsageError(
+                f"the worker speaks protocol {profile.protocol}, this manager {m.PROTOCOL_OLDEST} to "
+                f"{m.PROTOCOL_VERSION}",
+                hint="upgrade Kestrel on the worker" if older else "upgrade the manager first",
+                code="version",
             )
-            return
         check_profile(profile, self.settings)
         if sender not in self.workers and len(self.workers) >= self.settings.workers_max:
             raise UsageError("the pool has as many workers as this manager takes", code="busy")

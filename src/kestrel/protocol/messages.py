@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 PROTOCOL_VERSION = 1
+PROTOCOL_OLDEST = 1
+"""The oldest version that a worker may speak; a manager is never older than its workers."""
 
 PositiveInt = Annotated[int, Meta(ge=1, le=2**53)]
 Natural = Annotated[int, Meta(ge=0, le=2**53)]
@@ -68,7 +70,7 @@ class Profile(Message, tag="profile", kw_only=True, frozen=True):
     python: ShortText = ""
     version: ShortText = ""
     """Version of the worker program."""
-    protocol: PositiveInt = PROTOCOL_VERSION
+    protocol: Natural = PROTOCOL_VERSION
     held: list[HeldAttempt] = field(default_factory=list)
     """Attempts that this worker still has in hand, so that a manager can adopt them."""
 
