@@ -35,14 +35,13 @@ first parameter), `KESTREL_WORKER` and `KESTREL_TASK_DIR`, and Slurm's `SLURM_AR
 def cli_markdown() -> str:
     """The whole page."""
     parts = [HEAD]
-    root = click.Context(cli, info_name="kestrel", max_content_width=100, terminal_width=100)
+    width = {"max_content_width": 100, "terminal_width": 100}
+    root = click.Context(cli, info_name="kestrel", **width, **cli.context_settings)  # type: ignore[arg-type]
     for name, (_, summary) in COMMANDS.items():
         command = cli.get_command(root, name)
         if command is None:
             raise LookupError(name)
-        context = click.Context(
-            command, info_name=name, parent=root, max_content_width=100, terminal_width=100
-        )
+        context = click.Context(command, info_name=name, parent=root, **width)  # type: ignore[arg-type]
         parts.append(f"\n## kestrel {name}\n\n{summary[0].upper()}{summary[1:]}.\n")
         parts.append(f"\n```text\n{command.get_help(context)}\n```\n")
     return "".join(parts)

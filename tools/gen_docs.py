@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from cli_reference import cli_markdown
-
 from kestrel.protocol import messages, schema
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -144,9 +144,12 @@ class Worker:
                 try:
                     code = await process.wait()
                 except asyncio.CancelledError:
-                    process.kill()
-                    await process.wait()
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                    await asyncio.shield(asyncio.ensure_future(process.wait()))
                     raise
+                finally:
+                    process._transport.close()  # a cancelled task may end before the loop tells of the end
             texts = [file.read_bytes() for file in (out, err)]
             tails = [data[-20:].decode("utf-8", "replace") for data in texts]
             self._report(
