@@ -16,8 +16,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
-from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble
-from kestrel.core.model import JobId, JobState, RestoredJob, TaskIndex
+from kestrel.core.effects import (
+    RecordCancelled,
+    RecordJobEnded,
+    RecordResult,
+    RecordTrouble,
+    RecordWorker,
+)
+from kestrel.core.model import JobId, JobState, RestoredJob, TaskIndex, WorkerId
+from kestrel.errors import StoreError
 from kestrel.protocol import messages as m
 
 # --------------------------------------------------------------------------------------------------
@@ -167,8 +174,24 @@ class CloseJob:
     cancelled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """A user wants no more tasks on this worker, whether it is there or not (`drained` false: takes it back)."""
+
+    worker: WorkerId
+    drained: bool
+
+
 Write: TypeAlias = (
-    AddJob | AddTasks | CloseJob | RecordResult | RecordTrouble | RecordCancelled | RecordJobEnded
+    AddJob
+    | AddTasks
+    | CloseJob
+    | DrainWorker
+    | RecordResult
+    | RecordTrouble
+    | RecordCancelled
+    | RecordJobEnded
+    | RecordWorker
 )
 """`RecordResult.report` is a `kestrel.protocol.messages.AttemptReport` or None.
 A `RecordResult` for a task that already has a result changes nothing and is counted (law 2)."""
@@ -225,6 +248,10 @@ class StoreContent:
     unfinished: list[RestoredJob] = field(default_factory=list)
     """Those that have not ended, with the state of each task. `terms` are made by the caller's
     `terms_of`."""
+    workers: Sequence[WorkerId] | None = ()
+    """Who was in the pool when the last life ended, in no order; None: it was not kept (an older schema)."""
+    drained: frozenset[WorkerId] = frozenset()
+    """Workers that users have drained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +270,18 @@ class CommitFailed:
     problem: Exception
 
 
+FENCED = "fenced"
+"""Code of the `StoreError` for a manager whose place another one has taken: it can never write again."""
+IN_USE = "in_use"
+"""Code of the `StoreError` for a store that another manager has; it may be tried again."""
+
+
 class Store(Protocol):
     """Jobs and results that survive. Units are carried out and answered in the order they came in."""
 
     def open(self, terms_of: Callable[[JobRecord], Any]) -> StoreContent:
-        """Read everything, count the epoch up. Blocks. Raises `StoreError`."""
+        """Take the store for this manager alone, count the epoch up, read everything. Blocks, and may be
+        called on any thread. Raises `StoreError` (code `IN_USE` while another manager has it)."""
         ...
 
     def commit(
@@ -255,12 +289,69 @@ class Store(Protocol):
         writes: Sequence[Write],
         reads: Sequence[Read],
         done: Callable[[CommitDone | CommitFailed], None],
+        *,
+        unit: int = 0,
     ) -> None:
-        """One transaction: all writes, then the reads, which see them. `done` is called later."""
+        """One transaction: all writes, then the reads, which see them. `done` is called later.
+
+        `unit` numbers the units of this life from 1 on. A unit that failed with `retry` is committed again
+        as it is, under its number: should it have been stored the first time, with only the answer lost,
+        its writes are skipped and its reads answered. 0: not numbered, never recognised.
+
+        A manager whose epoch is no longer the latest gets `CommitFailed` with code `FENCED`, always.
+        """
+        ...
+
+    def shortage(self) -> StoreError | None:
+        """Why nothing new should be taken on now: the room left is kept for what runs already. Cheap."""
         ...
 
     def close(self) -> None:
         """Finish what came in, then release everything. Blocks."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------
+# Lease
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """Who may write to a shared database, as it says itself."""
+
+    epoch: int
+    """Life of the manager that has the lease, or had it last; 0: nobody ever had it."""
+    beat: int
+    """Renewals in this epoch."""
+    holder: str
+    """For people: host and process of the holder; empty: it was given back."""
+    connected: bool
+    """Whether the database still sees the session that renewed last."""
+
+
+class LeaseBook(Protocol):
+    """The one row of a shared database that says which manager may write.
+
+    No clock of the database is used: who waits judges by its own clock how long (epoch, beat) has not
+    changed. Answers come later, in the order of the questions; a `StoreError` stands for no answer.
+    """
+
+    def look(self, done: Callable[[LeaseView | StoreError], None]) -> None:
+        """Read the row; on an empty database it is made first."""
+        ...
+
+    def take(self, seen: LeaseView, holder: str, done: Callable[[int | None | StoreError], None]) -> None:
+        """Compare and set: if (epoch, beat) are still as seen, count the epoch up, which fences the former
+        holder → the new epoch; None: somebody was quicker. Waits for a transaction of the former holder that
+        is just being committed, but never for a holder that stands still."""
+        ...
+
+    def renew(self, epoch: int, done: Callable[[bool | StoreError], None]) -> None:
+        """Count the beat up → True; False: the epoch is not ours any more."""
+        ...
+
+    def release(self, epoch: int, done: Callable[[bool | StoreError], None]) -> None:
+        """Give the lease back in order, if it is still ours."""
         ...
 
 

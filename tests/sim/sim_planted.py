@@ -107,8 +107,11 @@ class EditedPort(StorePort):
         writes: Sequence[Write],
         reads: Sequence[Read],
         done: Callable[[CommitDone | CommitFailed], None],
+        *,
+        unit: int = 0,
     ) -> None:
-        super().commit([edited for w in writes if (edited := self.edit(w)) is not None], reads, done)
+        kept = [edited for w in writes if (edited := self.edit(w)) is not None]
+        super().commit(kept, reads, done, unit=unit)
 
     def edit(self, write: Write) -> Write | None:
         return write

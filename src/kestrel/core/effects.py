@@ -46,6 +46,19 @@ class RecordTrouble(Struct, frozen=True, gc=False):
     failures: int
     losses: int
     given_out: bool = False
+    counted: tuple[AttemptId, ...] = ()
+    """As in `Trouble`."""
+
+
+class RecordWorker(Struct, frozen=True, gc=False):
+    """A worker came into the pool, or left it.
+
+    Stored before the worker is welcomed, so that the next life of the manager knows of everybody who may
+    have tasks in hand, calls them, and need not wait for anybody else.
+    """
+
+    worker: WorkerId
+    present: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +160,7 @@ class AnnounceWorkerLost:
     requeued: int
 
 
-Record: TypeAlias = RecordResult | RecordTrouble | RecordCancelled | RecordJobEnded
+Record: TypeAlias = RecordResult | RecordTrouble | RecordCancelled | RecordJobEnded | RecordWorker
 Effect: TypeAlias = (
     Record
     | AssignTasks

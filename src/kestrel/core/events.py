@@ -57,6 +57,17 @@ class JobRestored:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkersExpected:
+    """Who was in the pool when the last life of the manager ended; comes with the restored jobs.
+
+    What they may have in hand is given to nobody else until each has come back or is known to be gone
+    (`WorkerLost`), or `settle_s` have passed. None: nobody knows who was there, so wait for the full time.
+    """
+
+    workers: Sequence[WorkerId] | None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
     """A worker introduced itself, or changed its offer; `held` is what it still has in hand."""
 
@@ -116,6 +127,7 @@ Event: TypeAlias = (
     | JobExtended
     | JobCancelled
     | JobRestored
+    | WorkersExpected
     | WorkerJoined
     | WorkerHeard
     | WorkerLost

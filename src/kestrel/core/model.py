@@ -18,6 +18,8 @@ WorkerId: TypeAlias = str
 """The worker's full JID."""
 
 ATTEMPTS_PER_EPOCH_BITS = 32
+COUNTED_MAX = 8
+"""Most attempts of one task that are remembered as counted failures."""
 
 
 def first_attempt(epoch: int) -> AttemptId:
@@ -164,6 +166,9 @@ class Trouble:
     losses: int = 0
     given_out: bool = False
     """A task that must not run twice was given to a worker, and may have been started there."""
+    counted: tuple[AttemptId, ...] = ()
+    """Attempts whose failure is in `failures`, the latest last; at most `COUNTED_MAX`. Told again after a
+    restart, they must not count twice."""
 
 
 @dataclass(frozen=True, slots=True)

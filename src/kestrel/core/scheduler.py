@@ -89,6 +89,8 @@ class Scheduler:
                 self._on_job_cancelled(event)
             case ev.JobRestored(restored):
                 self._on_job_restored(restored)
+            case ev.WorkersExpected():
+                pass
             case ev.WorkerJoined():
                 self._on_worker_joined(event)
             case ev.WorkerLost(name, reason):

@@ -35,7 +35,7 @@ class Carrier:
         """Put what the scheduler wants into the unit, in order."""
         for effect in effects:
             match effect:
-                case fx.RecordResult() | fx.RecordTrouble() | fx.RecordCancelled():
+                case fx.RecordResult() | fx.RecordTrouble() | fx.RecordCancelled() | fx.RecordWorker():
                     unit.writes.append(effect)
                 case fx.RecordJobEnded():
                     unit.writes.append(effect)

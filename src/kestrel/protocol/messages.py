@@ -199,6 +199,8 @@ class Ack(Message, tag="ack", kw_only=True, frozen=True):
     """All reports up to number `n` are stored: the worker may forget them."""
 
     n: Natural
+    epoch: Natural = 0
+    """Life of the manager that says so; a worker heeds only the one that welcomed it. 0: not said."""
 
 
 class Stop(Message, tag="stop", kw_only=True, frozen=True):

@@ -107,9 +107,13 @@ class StorePort:
     def open(self, terms_of: Callable[[JobRecord], Any]) -> StoreContent:
         return self._disk.store.open(terms_of)
 
-    def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done) -> None:
+    def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done, *, unit: int = 0) -> None:
         self._waiting.append((list(writes), list(reads), done))
         self._begin()
+
+    def shortage(self) -> StoreError | None:
+        """Nothing is short."""
+        return None
 
     def close(self) -> None:
         """What came in is finished at once, as closing blocks."""

@@ -14,7 +14,13 @@ from typing import Any, TypeAlias, assert_never
 
 import msgspec
 
-from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble
+from kestrel.core.effects import (
+    RecordCancelled,
+    RecordJobEnded,
+    RecordResult,
+    RecordTrouble,
+    RecordWorker,
+)
 from kestrel.core.model import JobId, JobState, RestoredJob, TaskState, Trouble
 from kestrel.errors import InternalError, StoreError
 from kestrel.ports import (
@@ -24,6 +30,7 @@ from kestrel.ports import (
     CloseJob,
     CommitDone,
     CommitFailed,
+    DrainWorker,
     JobRecord,
     Read,
     ReadParams,
@@ -115,7 +122,7 @@ class MemoryStore:
             unfinished=[_restored(self._jobs[r.job], r, terms_of(r)) for r in records if r.state in _LIVE],
         )
 
-    def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done) -> None:
+    def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done, *, unit: int = 0) -> None:
         """Carry the unit out now, answer later."""
         if not self._open:
             raise InternalError("a unit was committed to a store that is not open")
@@ -130,6 +137,10 @@ class MemoryStore:
             outcome = CommitFailed(problem)
         self._answers.append((self._epoch, done, outcome))
         self._clock.call_later(0, self._deliver)
+
+    def shortage(self) -> StoreError | None:
+        """Memory is never short."""
+        return None
 
     def close(self) -> None:
         """Answers that are on their way still arrive."""
@@ -167,6 +178,8 @@ class MemoryStore:
                     if job.record.state in _LIVE:
                         self._change(job, undo, state=state, finished=self._clock.wall())
                     self._change(job, undo, open=False)
+                case RecordWorker() | DrainWorker():
+                    pass
                 case _:
                     assert_never(write)
         return duplicates

@@ -113,17 +113,21 @@ class SqliteStore:
             self.close()
             raise
 
-    def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done) -> None:
+    def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done, *, unit: int = 0) -> None:
         """Queue one unit; the sequences must not be changed before `done` is called."""
         with self._wake:
             if self._thread is None or self._closing:
                 raise InternalError(f"a unit was committed to the store {self.path}, which is not open")
             if len(self._waiting) >= self.settings.queue_units_max:
-                unit = _Unit((), (), done, self._overfull())
+                entry = _Unit((), (), done, self._overfull())
             else:
-                unit = _Unit(writes, reads, done)
-            self._waiting.append(unit)
+                entry = _Unit(writes, reads, done)
+            self._waiting.append(entry)
             self._wake.notify()
+
+    def shortage(self) -> StoreError | None:
+        """Nothing is short."""
+        return None
 
     def close(self) -> None:
         """Store what waits, post the answers, give the file back. Blocks; may be called twice."""

@@ -18,9 +18,15 @@ from typing import assert_never
 
 import msgspec
 
-from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble
+from kestrel.core.effects import (
+    RecordCancelled,
+    RecordJobEnded,
+    RecordResult,
+    RecordTrouble,
+    RecordWorker,
+)
 from kestrel.core.model import JobId, JobState, TaskState
-from kestrel.ports import AddJob, AddTasks, CloseJob, Write
+from kestrel.ports import AddJob, AddTasks, CloseJob, DrainWorker, Write
 from kestrel.store.ends import misuse, numbered, task_result
 from kestrel.store.params import ParamChunks
 from kestrel.store.schema import SEQ_BITS
@@ -148,6 +154,8 @@ class Transaction:
                     )
                 case RecordJobEnded():
                     self._end_job(write)
+                case RecordWorker() | DrainWorker():
+                    pass
                 case _:
                     assert_never(write)
 
