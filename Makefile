@@ -3,9 +3,10 @@
 
 PY = .venv/bin/python
 TESTS ?=
+SOAK ?=
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check setup format lint types layers docs docs-check bench clean distclean
+.PHONY: help demo test check setup format lint types layers docs docs-check bench soak clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
@@ -48,6 +49,9 @@ bench: setup ## run the benchmarks; each prints its numbers
 		case $$bench in *'*.py'|benchmarks/_*) continue;; esac; \
 		echo "== $$bench"; $(PY) $$bench; \
 	done
+
+soak: ## play new simulated histories until Ctrl-C; failing seeds are printed with the command to replay them
+	@$(PY) -m kestrel.sim --soak $(SOAK)
 
 clean: ## remove what tools and the demo left behind
 	@rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
