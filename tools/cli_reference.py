@@ -44,4 +44,8 @@ def cli_markdown() -> str:
         context = click.Context(command, info_name=name, parent=root, **width)  # type: ignore[arg-type]
         parts.append(f"\n## kestrel {name}\n\n{summary[0].upper()}{summary[1:]}.\n")
         parts.append(f"\n```text\n{command.get_help(context)}\n```\n")
+        for below in command.commands.values() if isinstance(command, click.Group) else ():
+            inner = click.Context(below, info_name=below.name, parent=context, **width)  # type: ignore[arg-type]
+            parts.append(f"\n### kestrel {name} {below.name}\n")
+            parts.append(f"\n```text\n{below.get_help(inner)}\n```\n")
     return "".join(parts)

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("kestrel.cli.up", "start a pool here: server and manager, ready for workers"),
     "worker": ("kestrel.cli.worker", "lend this machine to a pool"),
     "manager": ("kestrel.cli.manager", "start a manager on an XMPP server that runs already"),
+    "server": ("kestrel.cli.server", "run the XMPP server of a pool apart from its manager"),
     "submit": ("kestrel.cli.submit", "submit a job file or a command to a pool"),
     "status": ("kestrel.cli.jobs", "show jobs"),
     "wait": ("kestrel.cli.jobs", "wait until jobs have ended"),

@@ -12,7 +12,7 @@ from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
 from kestrel.config import PoolAccess, data_home, pool_access_path, private_directory
-from kestrel.errors import UsageError
+from kestrel.errors import KestrelError, UsageError
 from kestrel.manager.service import ManagerService, run_until
 from kestrel.manager.settings import ManagerSettings
 from kestrel.store.sqlite import SqliteStore
@@ -52,7 +52,13 @@ from kestrel.xmpp.link import XmppLink, XmppStream
     type=click.Path(path_type=Path, file_okay=False),
     help=("Where jobs are kept.  [default: ~/.local/share/kestrel/POOL]"),
 )
-@click.option("--admin", "admins", multiple=True, metavar="JID", help="May touch everybody's jobs.")
+@click.option(
+    "--admin",
+    "admins",
+    multiple=True,
+    metavar="JID",
+    help="May touch everybody's jobs.  [default: the account with which commands here reach the pool]",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens on standard error.")
 def manager(
     domain: str | None,
@@ -77,7 +83,8 @@ def manager(
     secret = _secret(secret_file)
     set_up_logs(verbose)
     pool_access_path(pool)  # refuses what is no name, and no directory either
-    settings = ManagerSettings(pool=pool, admins=frozenset(str(JID.parse(a).bare) for a in admins))
+    names = admins or _admins_here(pool, str(JID.parse(domain or jid or "").bare))
+    settings = ManagerSettings(pool=pool, admins=frozenset(str(JID.parse(name).bare) for name in names))
     path = private_directory(directory or data_home() / pool) / "store.db"
 
     def make_stream(link: XmppLink) -> XmppStream:
@@ -112,6 +119,15 @@ def manager(
             await service.stop()
 
     asyncio.run(serve())
+
+
+def _admins_here(pool: str, address: str) -> tuple[str, ...]:
+    """The account of this machine's commands, if it is this manager that they speak to."""
+    try:
+        access = PoolAccess.load(pool_access_path(pool))
+    except KestrelError:
+        return ()
+    return (access.jid,) if access.manager == address else ()
 
 
 def _secret(path: Path) -> str:

@@ -1,8 +1,8 @@
 """A whole pool on this machine: the embedded server and a manager in this process, workers as children.
 
-`host` is what `kestrel up` runs; `pool` adds local workers and a client, for `kestrel run`;
-`worker_process` is one such worker. Names are imported when they are used, so that a worker can be
-started before the rest of the pool is even loaded.
+`hosted` is the server alone; `host` adds the manager, and is what `kestrel up` runs; `pool` adds local
+workers and a client, for `kestrel run`; `worker_process` is one such worker. Names are imported when they
+are used, so that a worker can be started before the rest of the pool is even loaded.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ by whoever hosts it. Names are local parts, prepared here; times are Unix times.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import sqlite3
 import time
@@ -169,6 +170,17 @@ class Accounts:
             (local, mechanism),
         ).fetchone()
         return ScramKeys(*row) if row else None
+
+    def proves(self, local: str, password: str) -> bool:
+        """Whether this is the password of the prepared name."""
+        keys = self.keys(local, SCRAM_SHA_256)
+        if keys is None:
+            return False
+        try:
+            given = make_keys(SCRAM_SHA_256, password, keys.salt, keys.iterations)
+        except SaslError:
+            return False
+        return hmac.compare_digest(given.stored_key, keys.stored_key)
 
     def everyone(self) -> list[Account]:
         """All accounts by name."""

@@ -1,7 +1,7 @@
 """`EmbeddedServer`: the listening sockets, from `start` to `stop`.
 
 It must leave nothing behind when it stops or cannot start, and says in words why it cannot. Called by
-`kestrel up` through `kestrel.local.host`, by local pools, and by tests.
+`kestrel up` and `kestrel server run` through `kestrel.local.hosted`, by local pools, and by tests.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class EmbeddedServer:
                     lambda: ComponentConnection(hub),
                     settings.component_host,
                     settings.component_port,
-                    "component_port",
+                    "--component-port",
                 )
         except BaseException:
             await self._stop_listening()
@@ -122,7 +122,7 @@ class EmbeddedServer:
         settings = self.settings
         if settings.tls_certificate is not None:
             return server_context(settings.tls_certificate)
-        if settings.tls_required or (settings.tls_required is None and not _is_loopback(settings.host)):
+        if settings.tls_required or (settings.tls_required is None and not is_loopback(settings.host)):
             raise UsageError(
                 f"a server on {settings.host} needs a certificate, since clients must encrypt",
                 hint="set tls_certificate (`ensure_certificate` makes one), or listen on 127.0.0.1",
@@ -186,7 +186,8 @@ def _cannot_listen(host: str, port: int, option: str, problem: OSError) -> Envir
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this address to listen on can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
