@@ -1,6 +1,6 @@
 """A pool of real processes for tests: `kestrel up`, workers, and commands, in scratch directories.
 
-Everything is started and ended by pid; waiting is for lines that the programs print, or by asking again.
+`Cluster` is the same with server and managers apart. Everything is started and ended by pid; waiting is for lines that the programs print, or by asking again.
 """
 
 from __future__ import annotations
@@ -131,3 +131,68 @@ class Pool:
     def shows(self, name: str) -> bool:
         """Whether the pool shows a worker whose address begins with this name."""
         return any(w["worker"].startswith(name) for w in self.ask("pool").get("workers", []))
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """`kill -9`; returns when it is dead."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def hold(process: subprocess.Popen[str]) -> None:
+    """SIGSTOP: it stands still, and its connections stay open; `SIGCONT` lets it go on."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+class Cluster(Pool):
+    """`kestrel server run`, with managers as processes of their own; all fail and come back one by one."""
+
+    def __init__(self, scratch: Path, *server_options: str) -> None:
+        super().__init__(scratch)
+        self.server_options = server_options
+        self.hello: dict[str, Any] = {}
+        self.server: subprocess.Popen[str]
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start_server("--port", "0", "--component-port", "0")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:  # what stands still could not end
+                process.send_signal(signal.SIGCONT)
+        super().__exit__()
+
+    def start_server(self, *ports: str) -> None:
+        """The server; again with the ports that it had."""
+        if self.hello:
+            ports = ("--port", str(self.hello["port"]), "--component-port", str(self.hello["component_port"]))
+        self.server = self.spawn("server", "run", "--json", *ports, *self.server_options, "-v")
+        self.hello = json.loads(self.line_of(self.server))
+        self.invitation = self.hello["invitation"]
+        self.address = (self.hello["host"], self.hello["port"])
+
+    def manager(self, *options: str) -> subprocess.Popen[str]:
+        """One more manager for the component, with `--json`; not waited for (`next_state` does)."""
+        words = ("--component", self.hello["component"], "--secret-file", self.hello["secret_file"])
+        return self.spawn(
+            "manager", *words, "--port", str(self.hello["component_port"]), "--json", "-v", *options
+        )
+
+    def next_state(self, manager: subprocess.Popen[str]) -> dict[str, Any]:
+        """What a manager says next of itself: `{"state": "standby" or "active", …}`."""
+        state = json.loads(self.line_of(manager))
+        assert isinstance(state, dict)
+        return state
+
+    def line_of(self, process: subprocess.Popen[str]) -> str:
+        """The next line that it prints; fails with its log if it ends instead."""
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"it ended instead of printing something: {self.log_of(process)}"
+        return line
