@@ -25,6 +25,7 @@ from kestrel.core.model import (
     first_attempt,
 )
 from kestrel.core.pool import Pool, Worker
+from kestrel.core.settling import Settling
 from kestrel.core.story import Entry, Story
 
 
@@ -56,8 +57,7 @@ class Books:
         self.strays = Strays()
         self.touched: dict[Job, None] = {}
         """Jobs that changed since the last dispatch."""
-        self.settling: list[Job] = []
-        self.settle_at = 0.0
+        self.settling = Settling(settings.settle_s)
         self.effects: list[fx.Effect] = []
 
     def add_job(self, job_id: JobId, terms: JobTerms, states: bytearray) -> Job:
@@ -222,9 +222,7 @@ class Books:
         """All tasks terminal and none to come: the job has ended, once."""
         if job.ended is not None or job.open or job.last_seq < job.size:
             return
-        if job.settling:
-            job.settling = False
-            self.settling.remove(job)
+        self.settling.drop(job)
         if job.counts[TaskState.COMPLETED] == job.size > 0:
             state = JobState.COMPLETED
         elif job.cancelled or job.counts[TaskState.CANCELLED] == job.size > 0:

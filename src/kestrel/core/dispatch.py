@@ -61,17 +61,18 @@ class Dispatch:
     def _release_settled(self) -> None:
         """The grace period after a restart is over: what is still queued has no worker."""
         books = self.books
-        if not books.settling or books.now < books.settle_at:
+        settling = books.settling
+        if not settling.active or not settling.is_over(books.now):
             return
-        for job in books.settling:
-            job.settling = False
+        jobs, missing = settling.finish()
+        books.effects.extend([fx.RecordWorker(worker, False) for worker in missing])
+        for job in jobs:
             books.touched[job] = None
             if job.cancelled:
                 books.cancel_queued(job, job.cancel_queued())
                 job.marks = {task: mark for task, mark in job.marks.items() if task in job.running}
             elif not job.terms.restart:
                 self._set_aside_given_out(job)
-        books.settling.clear()
 
     def _set_aside_given_out(self, job: Job) -> None:
         """Nobody came back with these, and they must not run twice."""

@@ -92,7 +92,11 @@ def _waiting(books: Books, job: Job, now: float) -> list[str]:
     if not job.queued:
         return []
     if job.settling:
-        rest_s = max(0.0, books.settle_at - now)
+        settling = books.settling
+        rest_s = max(0.0, settling.until - now)
+        if settling.named:
+            whom = f"{_n(len(settling.awaited), 'worker')} may still run tasks and did not come back yet"
+            return [f"The manager was restarted; {whom}; at most {rest_s:.1f} s more are waited."]
         return [
             "The manager was restarted; tasks that may still run on a worker wait for it to come back, "
             f"{rest_s:.1f} s more."

@@ -44,6 +44,7 @@ def _faults(books: Books) -> Iterator[Fault]:
     for worker in books.pool.workers.values():
         yield from _worker_faults(books, worker)
     yield from _pool_faults(books)
+    yield from _settling_faults(books)
     yield from _matching_faults(books)
     yield from _dispatch_faults(books)
 
@@ -144,6 +145,18 @@ def _pool_faults(books: Books) -> Iterator[Fault]:
         jobs = sum(job.user is user for job in books.jobs.values())
         if user.load != load or user.jobs != jobs:
             yield Fault(f"user {user.name}: load is {user.load}, should be {load}")
+
+
+def _settling_faults(books: Books) -> Iterator[Fault]:
+    settling = books.settling
+    waiting = {job for job in books.jobs.values() if job.settling}
+    if settling.jobs.keys() != waiting or any(job.ended is not None for job in waiting):
+        yield Fault("jobs that wait for their workers are not those that are listed so")
+    back = settling.awaited.keys() & books.pool.workers.keys()
+    if back:
+        yield Fault(f"workers {sorted(back)} are awaited, but are in the pool")
+    if settling.active and settling.is_over(books.now):
+        yield Fault("nobody is awaited any more, but restored jobs wait")
 
 
 def _matching_faults(books: Books) -> Iterator[Fault]:

@@ -292,9 +292,7 @@ class Outcomes:
         job.cancelled = True
         books.touched[job] = None
         books.tell(job.id, None, "the job was cancelled")
-        if job.settling:
-            books.settling.remove(job)
-            job.settling = False
+        books.settling.drop(job)
         books.cancel_queued(job, job.cancel_queued())
         told = {task for task, mark in job.marks.items() if mark.cancelling}
         running = [attempt for task, attempt in job.running.items() if task not in told]

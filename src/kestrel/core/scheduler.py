@@ -89,14 +89,12 @@ class Scheduler:
                 self._on_job_cancelled(event)
             case ev.JobRestored(restored):
                 self._on_job_restored(restored)
-            case ev.WorkersExpected():
-                pass
+            case ev.WorkersExpected(workers):
+                self._on_workers_expected(workers)
             case ev.WorkerJoined():
                 self._on_worker_joined(event)
             case ev.WorkerLost(name, reason):
-                worker = self._books.pool.workers.get(name)
-                if worker is not None:
-                    self._lose_worker(worker, reason)
+                self._on_worker_lost(name, reason)
             case ev.WorkerDrained(name, drained):
                 worker = self._books.pool.workers.get(name)
                 if worker is not None:
@@ -131,14 +129,13 @@ class Scheduler:
             self._outcomes.cancel_tasks(job, event.tasks)
 
     def _on_job_restored(self, restored: RestoredJob) -> None:
-        """Without effects until `settle_s` have passed: its workers may come back with running tasks."""
+        """Without effects until its workers had time to come back with running tasks (`settling`)."""
         books = self._books
         if restored.job in books.jobs:
             raise InternalError(f"job {restored.job} was restored twice")
         if restored.states.count(RUNNING):
             raise InternalError(f"job {restored.job} was restored with running tasks: none are ever stored")
         job = books.add_job(restored.job, restored.terms, bytearray(restored.states))
-        job.settling = True
         job.counts = [restored.states.count(state) for state in TaskState]
         job.last_seq = job.size - job.counts[QUEUED]
         job.open = restored.open and not restored.cancelled
@@ -149,17 +146,25 @@ class Scheduler:
                 mark = job.mark(task)
                 mark.failures, mark.losses = trouble.failures, trouble.losses
                 mark.given_out = trouble.given_out
-        if not books.settling:
-            books.settle_at = books.now + books.settings.settle_s
-        books.settling.append(job)
+        books.settling.restore(job, books.now)
         books.touched.pop(job, None)
         books.tell(job.id, None, "restored from the store")
+
+    def _on_workers_expected(self, workers: Sequence[WorkerId] | None) -> None:
+        settling = self._books.settling
+        if settling.named:
+            raise InternalError("the workers that are expected back were named twice")
+        settling.expect(workers, self._books.now)
+        for name in self._books.pool.workers:
+            settling.arrived(name)
 
     def _on_worker_joined(self, event: ev.WorkerJoined) -> None:
         books = self._books
         worker = books.pool.workers.get(event.worker)
         if worker is None:
+            books.settling.arrived(event.worker)
             worker = books.pool.join(event.worker, event.offer, books.now)
+            books.effects.append(fx.RecordWorker(worker.id, True))
         else:
             books.pool.hear(worker, books.now)
             books.pool.change_offer(worker, event.offer)
@@ -194,11 +199,19 @@ class Scheduler:
         books.effects.extend([fx.ProbeWorker(w.id) for w in books.pool.to_probe(books.now)])
         self._dispatch.look_for_balance()
 
+    def _on_worker_lost(self, name: WorkerId, reason: str) -> None:
+        worker = self._books.pool.workers.get(name)
+        if worker is not None:
+            self._lose_worker(worker, reason)
+        elif self._books.settling.arrived(name):
+            self._books.effects.append(fx.RecordWorker(name, False))
+
     def _lose_worker(self, worker: Worker, reason: str) -> None:
         books = self._books
         worker.end_revoke()
         requeued = self._outcomes.take_back(worker, list(worker.hand.values()), reason)
         books.pool.leave(worker, books.now, reason, requeued)
+        books.effects.append(fx.RecordWorker(worker.id, False))
         books.effects.append(fx.AnnounceWorkerLost(worker.id, reason, requeued))
 
     def _known(self, name: WorkerId) -> Worker | None:
@@ -294,6 +307,10 @@ class Scheduler:
         """Whether the worker is in the pool."""
         return worker in self._books.pool.workers
 
+    def expected(self) -> set[WorkerId]:
+        """Who was in the pool in the last life, and has neither come back nor been reported gone. A copy."""
+        return set(self._books.settling.awaited)
+
     def totals(self) -> tuple[int, int, int]:
         """Workers, slots, busy slots. O(1)."""
         pool = self._books.pool
@@ -317,8 +334,8 @@ class Scheduler:
         deadline = self._books.pool.next_deadline()
         if deadline is not None:
             times.append(deadline)
-        if self._books.settling:
-            times.append(self._books.settle_at)
+        if self._books.settling.active:
+            times.append(self._books.settling.until)
         return max(now, min(times)) if times else None
 
     def explain(self, job: JobId, task: TaskIndex | None, now: float) -> list[str]:
