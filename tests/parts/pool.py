@@ -1,6 +1,7 @@
 """A pool of real processes for tests: `kestrel up`, workers, and commands, in scratch directories.
 
-`Cluster` is the same with server and managers apart. Everything is started and ended by pid; waiting is for lines that the programs print, or by asking again.
+`Cluster` is the same with server and managers apart. Everything is started and ended by pid; waiting is
+for lines that the programs print, or by asking again.
 """
 
 from __future__ import annotations

@@ -114,6 +114,26 @@ def test_a_component_that_leaves_takes_all_its_addresses_along(world):
     }
 
 
+def test_who_showed_itself_to_a_component_and_had_no_answer_learns_that_it_left(world):
+    hopeful, known, stranger = world.client("alice"), world.client("bob"), world.client("carol")
+    manager = world.component()
+    world.send(hopeful, f"<presence to='pool@{MANAGER}'/>", f"<presence to='{stranger.address}'/>")
+    world.send(known, f"<presence to='{MANAGER}'/>")
+    world.send(manager, f"<presence from='{MANAGER}' to='{known.address}'/>")
+    world.said()
+    world.close(manager)
+    assert world.said() == {
+        hopeful.address: [gone(f"pool@{MANAGER}", hopeful.address)],
+        known.address: [gone(MANAGER, known.address)],
+    }
+    world.component()
+    world.close(hopeful)
+    assert world.said() == {
+        MANAGER: [gone(hopeful.address, f"pool@{MANAGER}")],
+        stranger.address: [gone(hopeful.address, stranger.address)],
+    }
+
+
 def test_a_component_does_not_collect_addresses_of_workers_that_are_gone(world):
     manager = world.component()
     for number in range(50):

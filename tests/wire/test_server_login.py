@@ -1,6 +1,8 @@
 """Getting in: streams, SASL, STARTTLS, registration, binding, components; and being kept out."""
 
 import asyncio
+import hashlib
+import re
 import ssl
 
 import pytest
@@ -9,7 +11,7 @@ from kestrel.errors import AuthenticationError, UsageError
 from kestrel.server.certificate import ensure_certificate, fingerprint_of
 from kestrel.xmpp.register import register
 from kestrel.xmpp.sasl import encode
-from parts.server import DOMAIN, MANAGER, Raw, header, serving
+from parts.server import DOMAIN, MANAGER, PATIENCE_S, SECRET, Raw, header, serving
 
 SASL = "xmlns='urn:ietf:params:xml:ns:xmpp-sasl'"
 
@@ -257,15 +259,93 @@ def test_a_component_needs_its_secret_and_its_domain():
             for domain, secret, condition in (
                 (MANAGER, "wrong", "not-authorized"),
                 ("unknown.x.localhost", "x", "host-unknown"),
-                (MANAGER, "component-secret", "conflict"),
             ):
                 with pytest.raises(AssertionError, match=condition):
                     await Raw.component(server.component_port, domain, secret)
-            # The refused one made the server ask the first for a sign of life.
-            assert "urn:xmpp:ping" in await first.until("</iq>")
+            assert "urn:xmpp:ping" not in first.seen
             await first.close()
             again = await Raw.component(server.component_port)
             await again.close()
+
+    asyncio.run(scene())
+
+
+def test_a_second_connection_of_a_component_is_refused_while_the_first_gives_signs_of_life():
+    async def scene():
+        async with serving(limits={"component_pong_s_max": PATIENCE_S}) as server:
+            first = await Raw.component(server.component_port)
+            for _ in range(2):
+                second = asyncio.create_task(Raw.component(server.component_port))
+                assert "urn:xmpp:ping" in await first.until("</iq>")
+                with pytest.raises(AssertionError, match="conflict"):
+                    await Raw.component(server.component_port)  # one may wait, no more
+                await first.component_sync()
+                with pytest.raises(AssertionError, match="conflict"):
+                    await second
+            await first.component_sync()
+            await first.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("gone", ["silent", "reset"])
+def test_a_second_connection_of_a_component_is_let_in_when_the_first_is_silent_or_goes(gone):
+    async def scene():
+        patience = 0.05 if gone == "silent" else PATIENCE_S
+        async with serving(limits={"component_pong_s_max": patience}) as server:
+            first = await Raw.component(server.component_port)
+            worker = await Raw.login(server.c2s_port, "alice")
+            worker.send(f"<presence to='{MANAGER}'/>")
+            await first.until("<presence[^>]*/>")
+            first.send(f"<presence from='{MANAGER}' to='{worker.address}'/>")
+            await worker.until("<presence[^>]*/>")
+            coming = asyncio.create_task(Raw.component(server.component_port))
+            if gone == "reset":
+                await first.until("urn:xmpp:ping")
+                first.writer.transport.abort()
+            second = await coming
+            await worker.until("unavailable'></presence>")
+            second.send(f"<presence from='{MANAGER}' to='{worker.address}'/>")
+            assert "unavailable" not in await worker.until("<presence[^>]*/>")
+            await worker.close()
+            # The worker had shown itself to the component, whoever that is now.
+            await second.until("unavailable'></presence>")
+            await second.component_sync()
+            await second.close()
+
+    asyncio.run(scene())
+
+
+def test_stanzas_of_a_component_that_had_to_wait_come_after_its_handshake():
+    async def scene():
+        async with serving(limits={"component_pong_s_max": 0.05}) as server:
+            silent = await Raw.component(server.component_port)
+            worker = await Raw.login(server.c2s_port, "alice")
+            second = await Raw.connect(server.component_port)
+            second.send(header(MANAGER, "jabber:component:accept"))
+            number = re.search(" id='([^']+)'", await second.until("<stream:stream[^>]*>"))[1]
+            proof = hashlib.sha1((number + SECRET).encode()).hexdigest()
+            second.send(
+                f"<handshake>{proof}</handshake><presence from='{MANAGER}' to='{worker.address}'/>"
+                f"<message from='{MANAGER}' to='{worker.address}'><body>early</body></message>"
+            )
+            await second.until("<handshake/>")
+            assert "<presence" in await worker.until("early")
+            for raw in (silent, worker, second):
+                raw.writer.transport.abort()
+
+    asyncio.run(scene())
+
+
+def test_a_server_that_stops_lets_nobody_in_who_waits():
+    async def scene():
+        async with serving(limits={"component_pong_s_max": PATIENCE_S}, check_empty=False) as server:
+            first = await Raw.component(server.component_port)
+            waiting = asyncio.create_task(Raw.component(server.component_port))
+            await first.until("urn:xmpp:ping")
+            await server.stop()
+            with pytest.raises(AssertionError, match="system-shutdown"):
+                await waiting
 
     asyncio.run(scene())
 

@@ -406,13 +406,6 @@ class Connection(asyncio.Protocol):
         payload = f"<ping xmlns='{x.NS_PING}'/>"
         session.send(x.iq("get", "alive", to=session.address, from_=domain, payload=payload))
 
-    def ask_for_life(self) -> None:
-        """Somebody doubts that the other end is there: ping now, and wait no longer than for a pong."""
-        if self.session is not None and not self._pinged:
-            self.heard_at = self.hub.loop.time() - self.hub.limits.quiet_s_max
-            self.ping(self.session)
-            self.hub.flush_soon()
-
     def _fields(self) -> dict[str, object]:
         session = self.session.address if self.session is not None else ""
         return {"kind": self.kind, "address": self.address, "session": session}

@@ -202,6 +202,20 @@ class Presence:
                     if target.is_component or target not in told:
                         told.add(target)
                         target.send(x.presence(to, type="unavailable", from_=source))
+        self._tell_hopeful(component)
+
+    def _tell_hopeful(self, component: Session) -> None:
+        """Those that showed themselves to the component and had no presence of it yet wait for an answer."""
+        for resources in self._tables.accounts.values():
+            for session in resources.values():
+                for to in session.directed.get(session.address, ()):
+                    known = component.directed.get(to, {})
+                    if (
+                        bare(to).rpartition("@")[2] == component.address
+                        and session.address not in known
+                        and session.bare not in known
+                    ):
+                        session.send(x.presence(session.address, type="unavailable", from_=to))
 
     # ----------------------------------------------------------------------------------------------
     # probes

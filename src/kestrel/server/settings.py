@@ -58,6 +58,8 @@ class ServerLimits:
     """After so long without a byte the other end is pinged."""
     pong_s_max: float = 30.0
     """After so long without a byte after a ping it is taken as dead."""
+    component_pong_s_max: float = 1.0
+    """So long a component may take to give a sign of life when another connection claims its domain."""
     rest_s: float = 5.0
     """After so long without a byte the parser of a connection is freed (about 10 KiB)."""
     linger_s_max: float = 2.0
