@@ -25,6 +25,22 @@ def misuse(text: str) -> StoreError:
     return StoreError(text, hint=BUG_HINT, code="store_misuse")
 
 
+def check_unit(unit: int, stored: int) -> bool:
+    """Whether the writes of unit number `unit` are still to be carried out, when `stored` was the last.
+
+    Raises `StoreError` for a unit that comes before its predecessor is stored: were it taken, the predecessor
+    would look stored when it is tried again.
+    """
+    if unit > stored + 1:
+        raise StoreError(
+            f"unit {unit} came to the store before unit {stored + 1} was stored",
+            hint="units are stored in their order; this one is tried again after the one before it",
+            code="unit_too_early",
+            retry=True,
+        )
+    return unit == 0 or unit > stored
+
+
 def task_result(write: RecordResult) -> m.TaskResult:
     """What is kept of a recorded result: everything but the parameters, which are stored with the job."""
     report: m.AttemptReport | None = write.report

@@ -21,7 +21,7 @@ from kestrel.core.effects import (
     RecordTrouble,
     RecordWorker,
 )
-from kestrel.core.model import JobId, JobState, RestoredJob, TaskState, Trouble
+from kestrel.core.model import JobId, JobState, RestoredJob, TaskState, Trouble, WorkerId
 from kestrel.errors import InternalError, StoreError
 from kestrel.ports import (
     AddJob,
@@ -41,7 +41,7 @@ from kestrel.ports import (
     Write,
 )
 from kestrel.protocol import messages as m
-from kestrel.store.ends import Answer, cancelled_result, misuse, numbered, task_result
+from kestrel.store.ends import Answer, cancelled_result, check_unit, misuse, numbered, task_result
 
 Done: TypeAlias = Callable[[CommitDone | CommitFailed], None]
 Undo: TypeAlias = Callable[[], object]
@@ -105,7 +105,11 @@ class MemoryStore:
         self._jobs: dict[JobId, _Job] = {}
         self._submissions: dict[tuple[str, str], JobId] = {}
         self._epoch = 0
+        self._unit = 0
+        """Number of the last unit of this life that was stored."""
         self._next_job = 1
+        self._workers: set[WorkerId] = set()
+        self._drained: set[WorkerId] = set()
         self._open = False
         self._answers: deque[tuple[int, Done, CommitDone | CommitFailed]] = deque()
 
@@ -113,6 +117,7 @@ class MemoryStore:
         """Count the epoch up and tell all. Answers that a former life did not hear are dropped: opening
         without `close` stands for a manager that was killed."""
         self._epoch += 1
+        self._unit = 0
         self._open = True
         records = [_record(job) for _, job in sorted(self._jobs.items())]
         return StoreContent(
@@ -120,6 +125,8 @@ class MemoryStore:
             next_job=self._next_job,
             jobs=records,
             unfinished=[_restored(self._jobs[r.job], r, terms_of(r)) for r in records if r.state in _LIVE],
+            workers=tuple(sorted(self._workers)),
+            drained=frozenset(self._drained),
         )
 
     def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done, *, unit: int = 0) -> None:
@@ -129,8 +136,10 @@ class MemoryStore:
         outcome: CommitDone | CommitFailed
         undo: list[Undo] = []
         try:
-            duplicates = self._write(writes, undo)
+            fresh = check_unit(unit, self._unit)
+            duplicates = self._write(writes, undo) if fresh else 0
             outcome = CommitDone([self._read(read) for read in reads], duplicates)
+            self._unit = max(self._unit, unit)
         except StoreError as problem:
             for step in reversed(undo):
                 step()
@@ -178,8 +187,10 @@ class MemoryStore:
                     if job.record.state in _LIVE:
                         self._change(job, undo, state=state, finished=self._clock.wall())
                     self._change(job, undo, open=False)
-                case RecordWorker() | DrainWorker():
-                    pass
+                case RecordWorker(worker, present):
+                    _put(self._workers, worker, present, undo)
+                case DrainWorker(worker, drained):
+                    _put(self._drained, worker, drained, undo)
                 case _:
                     assert_never(write)
         return duplicates
@@ -243,7 +254,7 @@ class MemoryStore:
                 troubles[write.task] = before
 
         undo.append(take_back)
-        troubles[write.task] = Trouble(write.failures, write.losses, write.given_out)
+        troubles[write.task] = Trouble(write.failures, write.losses, write.given_out, tuple(write.counted))
 
     def _cancel(self, write: RecordCancelled, undo: list[Undo]) -> None:
         job = self._job(write.job)
@@ -307,6 +318,15 @@ class MemoryStore:
                 return _first((e for e in ends if e and (not states or e[1].state in states)), limit, job)
             case _:
                 assert_never(read)
+
+
+def _put(names: set[WorkerId], worker: WorkerId, there: bool, undo: list[Undo]) -> None:
+    if there and worker not in names:
+        names.add(worker)
+        undo.append(lambda: names.remove(worker))
+    elif not there and worker in names:
+        names.remove(worker)
+        undo.append(lambda: names.add(worker))
 
 
 def _first(ends: Iterable[tuple[int, m.TaskResult] | None], limit: int, job: _Job) -> Answer:

@@ -7,12 +7,12 @@ come back in one step, for the reason told in `kestrel.store.tables`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, assert_never
 
 import msgspec
 
-from kestrel.core.model import JobId, JobState, RestoredJob, TaskState, Trouble
+from kestrel.core.model import JobId, JobState, RestoredJob, TaskState, Trouble, WorkerId
 from kestrel.ports import (
     JobRecord,
     Read,
@@ -35,6 +35,7 @@ _SEQ_MAX = (1 << SEQ_BITS) - 1
 _encode = msgspec.json.Encoder().encode
 _decode_page = msgspec.json.Decoder(list[m.TaskResult]).decode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_attempts = msgspec.json.Decoder(tuple[int, ...]).decode
 
 _GLUE = "SELECT '[' || group_concat(seq) || ']', '[' || group_concat(body) || ']' FROM "
 _JOINED = "results AS r JOIN reports AS p ON p.position = (r.job << 32 | r.seq)"
@@ -141,38 +142,20 @@ class Reader:
         ]
 
 
-def count_epoch(connection: sqlite3.Connection) -> None:
-    """Begin a new life: stored before anything else happens in it."""
-    connection.execute("UPDATE meta SET epoch = epoch + 1")
+def begin_life(connection: sqlite3.Connection, pool: str) -> None:
+    """Count the epoch up, stored before anything else happens in it; what was nobody's is now the pool's."""
+    connection.execute(
+        "UPDATE meta SET epoch = epoch + 1, unit = 0, pool = CASE pool WHEN '' THEN ? ELSE pool END", (pool,)
+    )
 
 
 def read_content(connection: sqlite3.Connection, terms_of: Callable[[JobRecord], Any]) -> StoreContent:
     """All that a starting manager needs."""
-    epoch, next_job = connection.execute("SELECT epoch, next_job FROM meta").fetchone()
-    reruns = dict(connection.execute("SELECT job, sum(losses) FROM troubles GROUP BY job").fetchall())
+    meta = connection.execute("SELECT epoch, next_job, workers_since FROM meta").fetchone()
+    epoch, next_job, workers_since = meta
     jobs: list[JobRecord] = []
     unfinished: list[RestoredJob] = []
-    rows = connection.execute(
-        "SELECT job, user, submission, message, size, open, submitted, state, finished, last,"
-        " completed, failed, cancelled, timeout, node_fail, is_cancelled FROM jobs ORDER BY job"
-    )
-    for row in rows.fetchall():
-        record = JobRecord(
-            job=row[0],
-            user=row[1],
-            submission=row[2],
-            message=row[3],
-            size=row[4],
-            open=bool(row[5]),
-            submitted=row[6],
-            state=JobState(row[7]),
-            finished=row[8],
-            last=row[9],
-            counts=m.TaskCounts(
-                completed=row[10], failed=row[11], cancelled=row[12], timeout=row[13], node_fail=row[14]
-            ),
-            reruns=reruns.get(row[0], 0),
-        )
+    for record, is_cancelled in list(job_records(connection)):
         jobs.append(record)
         if record.state in (JobState.PENDING, JobState.RUNNING):
             unfinished.append(
@@ -181,12 +164,51 @@ def read_content(connection: sqlite3.Connection, terms_of: Callable[[JobRecord],
                     terms=terms_of(record),
                     states=_states(connection, record),
                     open=record.open,
-                    cancelled=bool(row[15]),
+                    cancelled=is_cancelled,
                     troubles=_troubles(connection, record.job),
                     reruns=record.reruns,
                 )
             )
-    return StoreContent(epoch=epoch, next_job=next_job, jobs=jobs, unfinished=unfinished)
+    return StoreContent(
+        epoch=epoch,
+        next_job=next_job,
+        jobs=jobs,
+        unfinished=unfinished,
+        workers=_names(connection, "workers") if epoch > workers_since else None,
+        drained=frozenset(_names(connection, "drained")),
+    )
+
+
+def job_records(connection: sqlite3.Connection) -> Iterator[tuple[JobRecord, bool]]:
+    """All jobs by number, and whether each was cancelled as a whole."""
+    reruns = dict(connection.execute("SELECT job, sum(losses) FROM troubles GROUP BY job").fetchall())
+    cursor = connection.execute(
+        "SELECT job, user, submission, message, size, open, submitted, state, finished, last,"
+        " completed, failed, cancelled, timeout, node_fail, is_cancelled FROM jobs ORDER BY job"
+    )
+    while rows := cursor.fetchmany(ROWS_FETCHED_AT_ONCE):
+        for row in rows:
+            record = JobRecord(
+                job=row[0],
+                user=row[1],
+                submission=row[2],
+                message=row[3],
+                size=row[4],
+                open=bool(row[5]),
+                submitted=row[6],
+                state=JobState(row[7]),
+                finished=row[8],
+                last=row[9],
+                counts=m.TaskCounts(
+                    completed=row[10], failed=row[11], cancelled=row[12], timeout=row[13], node_fail=row[14]
+                ),
+                reruns=reruns.get(row[0], 0),
+            )
+            yield record, bool(row[15])
+
+
+def _names(connection: sqlite3.Connection, table: str) -> tuple[WorkerId, ...]:
+    return tuple(name for (name,) in connection.execute(f"SELECT worker FROM {table} ORDER BY 1").fetchall())
 
 
 def _states(connection: sqlite3.Connection, record: JobRecord) -> bytearray:
@@ -201,5 +223,10 @@ def _states(connection: sqlite3.Connection, record: JobRecord) -> bytearray:
 
 
 def _troubles(connection: sqlite3.Connection, job: JobId) -> dict[int, Trouble]:
-    rows = connection.execute("SELECT task, failures, losses, given_out FROM troubles WHERE job = ?", (job,))
-    return {task: Trouble(failures, losses, bool(given)) for task, failures, losses, given in rows.fetchall()}
+    rows = connection.execute(
+        "SELECT task, failures, losses, given_out, counted FROM troubles WHERE job = ?", (job,)
+    )
+    return {
+        task: Trouble(failures, losses, bool(given), _decode_attempts(counted))
+        for task, failures, losses, given, counted in rows.fetchall()
+    }

@@ -3,6 +3,12 @@
 Called by `kestrel.store.sqlite` when it opens a file. It must never write to a file that is not ours,
 or that a newer Kestrel wrote. A migration, once released, is never edited: a new one is appended.
 
+`meta` has one row: `epoch` (lives of managers), `unit` (the last numbered unit of this life that was stored),
+`next_job`, `pool` (whose store it is; empty: nobody has said yet) and `workers_since`: the first life that
+recorded who comes into the pool. A file of version 2 that was used before holds nothing of the workers of its
+last life, so the life that upgrades it does not know them (`StoreContent.workers` is None): it has the number
+`workers_since`. Those after it do. In a new file `workers_since` is 0: nobody was there, and that is known.
+
 Tasks live in three places only: `results` holds the ends of tasks (16 bytes or so each, so that the
 state of a million tasks is read in a blink), `reports` what workers said, `cancelled` whole ranges.
 """
@@ -74,8 +80,20 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (job, task)) WITHOUT ROWID""",
     ),
     ("ALTER TABLE troubles ADD COLUMN given_out INTEGER NOT NULL DEFAULT 0",),
+    (
+        "ALTER TABLE troubles ADD COLUMN counted TEXT NOT NULL DEFAULT '[]'",
+        "CREATE TABLE workers (worker TEXT PRIMARY KEY) WITHOUT ROWID",
+        "CREATE TABLE drained (worker TEXT PRIMARY KEY) WITHOUT ROWID",
+        "ALTER TABLE meta ADD COLUMN unit INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE meta ADD COLUMN pool TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE meta ADD COLUMN workers_since INTEGER NOT NULL DEFAULT 0",
+        "UPDATE meta SET workers_since = epoch + 1 WHERE epoch > 0",
+    ),
 )
 """`MIGRATIONS[n]` makes version n + 1 out of version n."""
+
+POOL_SINCE = 3
+"""The first version that says whose the file is."""
 
 
 def check_place(path: Path) -> None:
@@ -110,6 +128,16 @@ def check_place(path: Path) -> None:
         ) from problem
 
 
+def check_readable(path: Path) -> None:
+    """Refuse what is no file, or may not be read; raises `StoreError`."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory, not a store file", hint=f"is it {path / 'store.db'}?")
+    if not _permitted(path, os.R_OK):
+        raise StoreError(
+            f"no permission to read the store {path}", hint="do it as the user who runs the manager"
+        )
+
+
 def check_owner(connection: sqlite3.Connection, path: Path, version: int) -> int:
     """The version of the file (0: new and empty); raises `StoreError` if it is not for us to touch."""
     application = _number(connection, "PRAGMA application_id")
@@ -127,6 +155,24 @@ def check_owner(connection: sqlite3.Connection, path: Path, version: int) -> int
             hint="start the newer Kestrel, or choose another file; this one was left as it was",
         )
     return found
+
+
+def check_pool(connection: sqlite3.Connection, path: Path, version: int, pool: str) -> None:
+    """Refuse, with `StoreError`, a file of this version that belongs to another pool; empty: any will do."""
+    if version < POOL_SINCE or not pool:
+        return
+    (owner,) = connection.execute("SELECT pool FROM meta").fetchone()
+    if owner not in ("", pool):
+        raise other_pool(str(path), owner, pool)
+
+
+def other_pool(place: str, owner: str, pool: str) -> StoreError:
+    """The error for a store whose owner is another pool; for all makers."""
+    return StoreError(
+        f"the store {place} belongs to the pool {owner!r}, not to {pool!r}",
+        hint=f"start the manager with --pool {owner}, or give the pool {pool!r} a store of its own (--store)",
+        code="other_pool",
+    )
 
 
 def migrate(

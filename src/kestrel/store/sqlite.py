@@ -4,8 +4,11 @@ One thread owns the connection and runs all SQL; the event loop only puts units 
 answers posted. Whatever waits in the queue goes into one transaction with one fsync (group commit), so a
 busy manager pays little for each unit and an idle one waits for nobody.
 
+A lock file beside the database keeps a second manager out; the database itself stays open to readers, so
+that it can be checked, backed up and exported meanwhile.
+
 It must never tell of a unit that is not on the disk (law 1), hold the event loop, or store half a unit.
-Called by the manager's shell; the command line makes it.
+Called by the manager's shell; `kestrel.store.places` makes it.
 """
 
 from __future__ import annotations
@@ -20,20 +23,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
-from kestrel.errors import InternalError, KestrelError, StoreError
+from kestrel.errors import InternalError, StoreError
+from kestrel.locks import lock_file
 from kestrel.ports import CommitDone, CommitFailed, JobRecord, Read, StoreContent, Write
 from kestrel.store import reads as rd
 from kestrel.store import schema
-from kestrel.store.params import ParamChunks
-from kestrel.store.tables import RowWriter, Transaction
+from kestrel.store.sqlite_problems import explain, in_use
+from kestrel.store.sqlite_writer import Done, QueuedUnit, Room, Writer
 
 log = logging.getLogger("kestrel.store")
 
-Done: TypeAlias = Callable[[CommitDone | CommitFailed], None]
 Post: TypeAlias = Callable[[Callable[[], None]], object]
 """Has a function called on the event loop's thread; `loop.call_soon_threadsafe` is one."""
+
+LOCK_RETRY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +59,19 @@ class SqliteSettings:
     """A log that grew beyond this is cut back."""
     file_bytes_max: int = 0
     """Largest size of the file; 0: as the disk allows."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    writes: Sequence[Write]
-    reads: Sequence[Read]
-    done: Done
-    refused: StoreError | None = None
+    reserve_bytes: int = 64 * 2**20
+    """With less room nothing new is taken on (`shortage`); at most an eighth of `file_bytes_max`."""
+    room_check_s: float = 1.0
+    """How often it is looked how much room is left."""
 
 
 class SqliteStore:
     """`kestrel.ports.Store` in the file `path`. No two managers can have the same file open.
 
-    `post` brings answers to the event loop's thread. `durable`: survive a power cut too (fsync at every
-    group commit); without it the file stays sound, but the last seconds may be missing after one.
+    `post` brings answers to the event loop's thread. `pool`: whose store it must be; a new one becomes that
+    (empty: not checked). `durable`: survive a power cut too (fsync at every group commit); without it the
+    file stays sound, but the last seconds may be missing after one.
+
     All answers are posted before `close` returns.
     """
 
@@ -77,6 +80,7 @@ class SqliteStore:
         path: str | os.PathLike[str],
         post: Post,
         *,
+        pool: str = "",
         durable: bool = True,
         settings: SqliteSettings | None = None,
         wall: Callable[[], float] = time.time,
@@ -84,13 +88,15 @@ class SqliteStore:
         self.path = Path(path)
         self.settings = settings or SqliteSettings()
         self._post = post
+        self._pool = pool
         self._durable = durable
         self._wall = wall
         self._wake = threading.Condition()
-        self._waiting: deque[_Unit] = deque()
+        self._waiting: deque[QueuedUnit] = deque()
         self._closing = False
         self._answers: deque[tuple[Done, CommitDone | CommitFailed]] = deque()
         self._thread: threading.Thread | None = None
+        self._shortage: StoreError | None = None
 
     # --- the role -------------------------------------------------------------------------------------
 
@@ -119,15 +125,15 @@ class SqliteStore:
             if self._thread is None or self._closing:
                 raise InternalError(f"a unit was committed to the store {self.path}, which is not open")
             if len(self._waiting) >= self.settings.queue_units_max:
-                entry = _Unit((), (), done, self._overfull())
+                entry = QueuedUnit((), (), done, refused=self._overfull())
             else:
-                entry = _Unit(writes, reads, done)
+                entry = QueuedUnit(writes, reads, done, unit)
             self._waiting.append(entry)
             self._wake.notify()
 
     def shortage(self) -> StoreError | None:
-        """Nothing is short."""
-        return None
+        """Why nothing new should be taken on now, as was found out in the last `room_check_s`."""
+        return self._shortage
 
     def close(self) -> None:
         """Store what waits, post the answers, give the file back. Blocks; may be called twice."""
@@ -156,34 +162,53 @@ class SqliteStore:
     # --- on the writer's thread -----------------------------------------------------------------------
 
     def _run(self, terms_of: Callable[[JobRecord], Any], opened: Future[StoreContent]) -> None:
+        lock: IO[str] | None = None
         connection: sqlite3.Connection | None = None
+        settings = self.settings
         try:
             schema.check_place(self.path)
+            lock = self._lock()
             self.path.touch(mode=0o600)  # commands and their output are nobody else's business
             connection = sqlite3.connect(
-                self.path, timeout=self.settings.lock_wait_s, isolation_level=None, cached_statements=256
+                self.path, timeout=settings.lock_wait_s, isolation_level=None, cached_statements=256
             )
             content = self._take(connection, terms_of)
+            writer = Writer(connection, self.path, content.epoch, settings.params_cache_bytes_max, self._wall)
+            room = Room(connection, self.path, settings.reserve_bytes, settings.file_bytes_max)
+            self._shortage = room.shortage()
         except BaseException as problem:  # noqa: BLE001 - handed to the caller of open()
-            if connection is not None:
-                connection.close()
-            if isinstance(problem, sqlite3.Error):
-                problem = explain(problem, self.path)
-            opened.set_exception(problem)
+            _release(connection, lock)
+            opened.set_exception(_opening(problem, self.path))
             return
         opened.set_result(content)
-        writer = _Writer(connection, self.path, self.settings, self._wall)
         try:
-            while units := self._next_group():
-                self._answer(units, writer.store(units))
+            self._serve(writer, room)
         finally:
-            connection.close()
+            _release(connection, lock)
+
+    def _lock(self) -> IO[str]:
+        """Beside the file itself, wherever that lies: two names for one file must not be two locks."""
+        real = self.path.resolve()
+        path = real.with_name(f"{real.name}.lock")
+        until = time.monotonic() + self.settings.lock_wait_s
+        pause = threading.Event()
+        while True:
+            try:
+                return lock_file(path, lambda holder: in_use(self.path, holder))
+            except StoreError:
+                if time.monotonic() >= until:
+                    raise
+            pause.wait(LOCK_RETRY_S)  # nobody announces that a file lock is free
 
     def _take(self, connection: sqlite3.Connection, terms_of: Callable[[JobRecord], Any]) -> StoreContent:
-        # The lock comes first, and stays: between looking and writing nobody may step in.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("BEGIN EXCLUSIVE")
-        schema.check_owner(connection, self.path, len(schema.MIGRATIONS))
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as problem:
+            if problem.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise in_use(self.path) from problem  # an older Kestrel, which locks the database itself
+            raise
+        version = schema.check_owner(connection, self.path, len(schema.MIGRATIONS))
+        schema.check_pool(connection, self.path, version, self._pool)
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
@@ -197,15 +222,48 @@ class SqliteStore:
                 f"PRAGMA max_page_count = {max(1, self.settings.file_bytes_max // page_bytes)}"
             )
         schema.migrate(connection, self.path)
-        rd.count_epoch(connection)
+        rd.begin_life(connection, self._pool)
         return rd.read_content(connection, terms_of)
 
-    def _next_group(self) -> list[_Unit]:
-        """What waits, up to the bound of a group; blocks while nothing does; empty: the store closes."""
+    def _serve(self, writer: Writer, room: Room) -> None:
+        """Store groups of units until the store closes, and look at the room that is left now and then."""
+        look_at = time.monotonic() + self.settings.room_check_s
+        while True:
+            units = self._next_group(look_at)
+            if units is None:
+                return
+            outcomes = writer.store(units) if units else []
+            failed = any(isinstance(outcome, CommitFailed) for outcome in outcomes)
+            if failed or time.monotonic() >= look_at:
+                self._look(room)
+                look_at = time.monotonic() + self.settings.room_check_s
+            if units:
+                self._answer(units, outcomes)
+
+    def _look(self, room: Room) -> None:
+        try:
+            found = room.shortage()
+        except sqlite3.Error as problem:
+            found = explain(problem, self.path)
+        if (found is None) != (self._shortage is None):
+            if found is None:
+                log.info("store_room_again", extra={"path": str(self.path)})
+            else:
+                log.warning("store_short", extra={"path": str(self.path), "problem": found.text})
+        self._shortage = found
+
+    def _next_group(self, until: float) -> list[QueuedUnit] | None:
+        """What waits, up to the bound of a group; blocks while nothing does, but not beyond `until`.
+
+        None: the store closes.
+        """
         with self._wake:
-            while not self._waiting and not self._closing:
-                self._wake.wait()
-            units: list[_Unit] = []
+            while not self._waiting:
+                if self._closing:
+                    return None
+                if not self._wake.wait(max(0.0, until - time.monotonic())):
+                    break
+            units: list[QueuedUnit] = []
             room = self.settings.group_writes_max
             while self._waiting and room > 0:
                 unit = self._waiting.popleft()
@@ -213,7 +271,7 @@ class SqliteStore:
                 units.append(unit)
             return units
 
-    def _answer(self, units: Sequence[_Unit], outcomes: Sequence[CommitDone | CommitFailed]) -> None:
+    def _answer(self, units: Sequence[QueuedUnit], outcomes: Sequence[CommitDone | CommitFailed]) -> None:
         self._answers.extend((unit.done, outcome) for unit, outcome in zip(units, outcomes, strict=True))
         try:
             self._post(self._deliver)
@@ -230,127 +288,23 @@ class SqliteStore:
         )
 
 
-class _Writer:
-    """Runs groups of units as transactions. Lives on the writer's thread."""
-
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        path: Path,
-        settings: SqliteSettings,
-        wall: Callable[[], float],
-    ) -> None:
-        self._connection = connection
-        self._path = path
-        self._wall = wall
-        self._rows = RowWriter(connection)
-        self._params = ParamChunks(connection, self._rows.insert, settings.params_cache_bytes_max)
-        self._reader = rd.Reader(connection, self._params)
-
-    def store(self, units: Sequence[_Unit]) -> list[CommitDone | CommitFailed]:
-        """One transaction for all; if that fails, one for each, so that only the guilty fail."""
-        outcome = self._attempt(units)
-        if not isinstance(outcome, CommitFailed):
-            return outcome
-        if len(units) == 1:
-            return [outcome]
-        outcomes: list[CommitDone | CommitFailed] = []
-        for unit in units:
-            alone = self._attempt([unit])
-            outcomes += [alone] if isinstance(alone, CommitFailed) else alone
-        return outcomes
-
-    def _attempt(self, units: Sequence[_Unit]) -> list[CommitDone | CommitFailed] | CommitFailed:
-        try:
-            return self._transaction(units)
-        except Exception as problem:  # noqa: BLE001 - the boundary of a unit: whatever it is, the unit is told
-            return CommitFailed(_for_caller(problem, self._path))
-
-    def _transaction(self, units: Sequence[_Unit]) -> list[CommitDone | CommitFailed]:
-        try:
-            self._connection.execute("BEGIN")
-            transaction = Transaction(self._connection, self._params, self._rows, self._wall)
-            answers: list[list[Any]] = []
-            for number, unit in enumerate(units):
-                transaction.write(number, unit.writes)
-                if unit.reads:
-                    transaction.flush()
-                answers.append([self._reader.answer(read) for read in unit.reads])
-            transaction.finish()
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._params.forget()
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        return [
-            CommitFailed(unit.refused)
-            if unit.refused is not None
-            else CommitDone(answers[number], transaction.duplicates[number])
-            for number, unit in enumerate(units)
-        ]
+def _release(connection: sqlite3.Connection | None, lock: IO[str] | None) -> None:
+    """The lock last: until then the file is still being written to."""
+    if connection is not None:
+        connection.close()
+    if lock is not None:
+        lock.close()
 
 
-def _for_caller(problem: Exception, path: Path) -> Exception:
-    if isinstance(problem, KestrelError):
-        return problem
-    if isinstance(problem, sqlite3.Error) and hasattr(problem, "sqlite_errorcode"):
+def _opening(problem: BaseException, path: Path) -> BaseException:
+    """What the caller of `open` is told."""
+    if isinstance(problem, sqlite3.Error):
         return explain(problem, path)
-    bug = InternalError(f"the store {path} cannot take a unit: {problem!r}")
-    bug.__cause__ = problem
-    return bug
-
-
-def explain(problem: sqlite3.Error, path: Path) -> StoreError:
-    """SQLite's error as one that names the file and the cure (codes: sqlite.org/rescode.html)."""
-    code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    text, hint, retry = _EXPLANATIONS.get(
-        code, ("the store {path} failed: {problem}", "check the disk; restore the file from a backup", False)
-    )
-    error = StoreError(text.format(path=path, problem=problem), hint=hint.format(path=path), retry=retry)
-    error.__cause__ = problem
-    return error
-
-
-_EXPLANATIONS = {
-    sqlite3.SQLITE_FULL: (
-        "no room left for the store {path}: {problem}",
-        "free space on the disk of {path}; what waits is stored as soon as there is room",
-        True,
-    ),
-    sqlite3.SQLITE_IOERR: (
-        "the disk of the store {path} cannot be written or read: {problem}",
-        "check the space and the health of the disk of {path}",
-        True,
-    ),
-    sqlite3.SQLITE_BUSY: (
-        "the store {path} is in use by another manager",
-        "stop the other manager, or give this one a store of its own",
-        True,
-    ),
-    sqlite3.SQLITE_READONLY: (
-        "the store {path} cannot be written: {problem}",
-        "make {path} and its directory writable for the user who runs the manager",
-        False,
-    ),
-    sqlite3.SQLITE_PERM: (
-        "no permission to use the store {path}: {problem}",
-        "make {path} and its directory writable for the user who runs the manager",
-        False,
-    ),
-    sqlite3.SQLITE_CANTOPEN: (
-        "the store {path} cannot be opened: {problem}",
-        "check that the directory of {path} exists and that the manager's user may write there",
-        False,
-    ),
-    sqlite3.SQLITE_NOTADB: (
-        "{path} is not a store of Kestrel: {problem}",
-        "choose another file for the store; this one was left as it was",
-        False,
-    ),
-    sqlite3.SQLITE_CORRUPT: (
-        "the store {path} is damaged: {problem}",
-        "restore it from a backup, or save what is left: sqlite3 {path} .recover | sqlite3 new.db",
-        False,
-    ),
-}
+    if isinstance(problem, OSError):
+        error = StoreError(
+            f"the store {path} cannot be opened: {problem.strerror or problem}",
+            hint=f"mend the permissions of {path.parent} and of what lies in it, or choose another place",
+        )
+        error.__cause__ = problem
+        return error
+    return problem

@@ -25,7 +25,7 @@ from kestrel.core.effects import (
     RecordTrouble,
     RecordWorker,
 )
-from kestrel.core.model import JobId, JobState, TaskState
+from kestrel.core.model import JobId, JobState, TaskState, WorkerId
 from kestrel.ports import AddJob, AddTasks, CloseJob, DrainWorker, Write
 from kestrel.store.ends import misuse, numbered, task_result
 from kestrel.store.params import ParamChunks
@@ -125,6 +125,8 @@ class Transaction:
         self._wall = wall
         self._results: list[tuple[int, RecordResult]] = []
         self._troubles: list[RecordTrouble] = []
+        self._workers: dict[WorkerId, bool] = {}
+        self._drained: dict[WorkerId, bool] = {}
         self._deltas: dict[JobId, _Delta] = {}
         self.duplicates: Counter[int] = Counter()
         """Ignored results by number of their unit; complete after `flush`."""
@@ -154,8 +156,10 @@ class Transaction:
                     )
                 case RecordJobEnded():
                     self._end_job(write)
-                case RecordWorker() | DrainWorker():
-                    pass
+                case RecordWorker(worker, present):
+                    self._workers[worker] = present
+                case DrainWorker(worker, drained):
+                    self._drained[worker] = drained
                 case _:
                     assert_never(write)
 
@@ -167,6 +171,8 @@ class Transaction:
     def finish(self) -> None:
         """Flush, and bring the counters of the jobs up to date."""
         self.flush()
+        self._put_names("workers", self._workers)
+        self._put_names("drained", self._drained)
         for job, delta in self._deltas.items():
             counts = [delta.counts[s] for s in _TERMINAL]
             changed = self._connection.execute(_ADD_COUNTS, (delta.last, *counts, job, delta.task_max))
@@ -241,13 +247,40 @@ class Transaction:
     def _flush_troubles(self) -> None:
         if not self._troubles:
             return
-        latest = {(t.job, t.task): (t.job, t.task, t.failures, t.losses, t.given_out) for t in self._troubles}
+        latest = {
+            (t.job, t.task): (
+                t.job,
+                t.task,
+                t.failures,
+                t.losses,
+                t.given_out,
+                _encode(t.counted).decode() if t.counted else "[]",
+            )
+            for t in self._troubles
+        }
         self._troubles.clear()
         for job, task in latest:
             self._delta(job, task)
         self._rows.insert(
-            "INSERT OR REPLACE INTO troubles (job, task, failures, losses, given_out)", list(latest.values())
+            "INSERT OR REPLACE INTO troubles (job, task, failures, losses, given_out, counted)",
+            list(latest.values()),
         )
+
+    # --- workers --------------------------------------------------------------------------------------
+
+    def _put_names(self, table: str, names: dict[WorkerId, bool]) -> None:
+        """What was said last of each name counts."""
+        if not names:
+            return
+        self._rows.insert(
+            f"INSERT OR IGNORE INTO {table} (worker)", [(name,) for name, there in names.items() if there]
+        )
+        gone = [name for name, there in names.items() if not there]
+        if gone:
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE worker IN (SELECT value FROM json_each(?))",
+                (_encode(gone).decode(),),
+            )
 
     # --- jobs -----------------------------------------------------------------------------------------
 
