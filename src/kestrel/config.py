@@ -11,8 +11,6 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -62,44 +60,6 @@ def private_directory(path: Path) -> Path:
             f"the directory {path} is not writable", hint="choose another one, or mend its permissions"
         )
     return path
-
-
-@contextmanager
-def lock_file(path: Path, what: str) -> Iterator[None]:
-    """Hold the file for this process alone; however the process ends, the lock ends with it.
-
-    Raises `EnvironmentProblem` (code `in_use`) if another process holds it: `what` it is, for people.
-    """
-    try:
-        file = open(path, "a+", encoding="ascii")  # noqa: SIM115 (closed below, however this ends)
-    except OSError as problem:
-        raise EnvironmentProblem(
-            f"cannot write {path}: {problem.strerror or problem}", hint="mend the permissions there"
-        ) from None
-    with file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = "" if sys.platform == "win32" else path.read_text(encoding="ascii").strip()
-            process = f" as process {holder}" if holder else ""
-            raise EnvironmentProblem(
-                f"{what} in {path.parent} is running already{process}",
-                hint="stop that one first, or choose another directory with --dir",
-                code="in_use",
-            ) from None
-        if sys.platform != "win32":  # there nobody else could read it
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield
 
 
 def write_private(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from kestrel.local.hosted import HostedServer, HostedServerSettings
 from kestrel.manager.service import ManagerService
 from kestrel.manager.settings import ManagerSettings
-from kestrel.store.sqlite import SqliteStore
+from kestrel.store.places import make_store
 from kestrel.xmpp.component import ComponentSettings, XmppComponent
 from kestrel.xmpp.link import XmppLink, XmppStream
 
@@ -22,6 +22,8 @@ class HostSettings(HostedServerSettings):
     """How a pool is hosted."""
 
     manager: ManagerSettings = field(default_factory=ManagerSettings)
+    store: str = ""
+    """File or database where jobs are kept; empty: a file in the directory."""
 
 
 class PoolHost(HostedServer):
@@ -39,8 +41,11 @@ class PoolHost(HostedServer):
         try:
             settings = self.settings
             loop = asyncio.get_running_loop()
-            store = SqliteStore(
-                settings.directory / "store.db", loop.call_soon_threadsafe, durable=settings.lasting
+            store = make_store(
+                settings.store or settings.directory / "store.db",
+                loop.call_soon_threadsafe,
+                pool=settings.manager.pool,
+                durable=settings.lasting,
             )
             component = ComponentSettings(
                 domain=self.manager_jid,

@@ -13,16 +13,17 @@ import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from kestrel.config import (
     DEFAULT_DOMAIN,
     Invitation,
     PoolAccess,
-    lock_file,
     private_directory,
     write_private,
 )
 from kestrel.errors import EnvironmentProblem, KestrelError, UsageError
+from kestrel.locks import lock_file
 from kestrel.server.accounts import Accounts
 from kestrel.server.service import EmbeddedServer, ServerSettings
 from kestrel.xmpp.jid import JidError, prepare_domain
@@ -77,7 +78,7 @@ class HostedServer:
         with ExitStack() as held:
             directory = private_directory(where.directory)
             if where.lasting:
-                held.enter_context(lock_file(directory / LOCK_NAME, "the pool's server"))
+                held.enter_context(_claimed(directory))
             self.accounts = Accounts(directory / "accounts.db" if where.lasting else ":memory:")
             held.callback(self.accounts.close)
             self.secret = _kept_secret(self.secret_file) if where.lasting else secrets.token_hex(16)
@@ -165,6 +166,27 @@ def _domain(text: str) -> str:
     except JidError as problem:
         raise UsageError(
             f"{text!r} is no domain: {problem.text}", hint="e.g. --domain kestrel.localhost"
+        ) from None
+
+
+def _claimed(directory: Path) -> IO[str]:
+    """The directory is ours alone, until this is closed. Raises `EnvironmentProblem`."""
+
+    def in_use(holder: str) -> EnvironmentProblem:
+        process = f" (process {holder})" if holder else ""
+        return EnvironmentProblem(
+            f"the server of this pool runs already, in {directory}{process}",
+            hint="stop that one first, or name another --pool or --dir",
+            code="in_use",
+        )
+
+    path = directory / LOCK_NAME
+    try:
+        return lock_file(path, in_use)
+    except OSError as problem:
+        raise EnvironmentProblem(
+            f"cannot write {path}: {problem.strerror or problem}",
+            hint="mend its permissions, or name a --dir",
         ) from None
 
 
