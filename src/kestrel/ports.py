@@ -91,7 +91,8 @@ class TransportEvents(Protocol):
         ...
 
     def on_heard(self, sender: str) -> None:
-        """A ping was answered."""
+        """A sign of life and nothing more: a ping of ours was answered, or the entity pinged us (which the
+        transport has answered by itself)."""
         ...
 
 

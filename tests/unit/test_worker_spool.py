@@ -65,7 +65,7 @@ def test_a_damaged_record_harms_only_itself(tmp_path: Path, caplog: pytest.LogCa
     lines[2] = b"\xff" + lines[2][1:]
     journal.write_bytes(b"\n".join(lines))
     assert kept(tmp_path) == [finished(1), finished(3)]
-    assert "spool_bad_record" in caplog.text
+    assert "spool_damaged" in caplog.text
 
 
 def test_a_killed_worker_loses_nothing_that_it_kept(tmp_path: Path) -> None:

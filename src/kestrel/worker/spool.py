@@ -1,34 +1,51 @@
 """Finished attempts on disk until the manager has stored them (law 3).
 
-An append-only journal of JSON lines: `{"life": n}` at the start of each life of the worker, the
-report of each finished attempt, `{"forget": [attempt, …]}` for what was acknowledged. A line is
-written before anything is told, so it survives `kill -9` of the worker (with `fsync` a power cut, too).
-A lock keeps a second worker out of the directory. `MemorySpool` is for the simulator.
+An append-only journal of lines with checksums (`journal`): `{"life": n}` at the start of each life of the
+worker, the report of each finished attempt, `{"forget": [attempt, …]}` for what was acknowledged. A line
+is written before anything is told, so it survives `kill -9` of the worker (with `fsync` a power cut, too).
+A damaged journal costs the damaged lines and no others, and says which they are. A lock keeps a second
+worker out of the directory. `MemorySpool` is for the simulator.
 
-Called by the worker's agent. Never decides what is kept.
+Called by the worker's `keeping`. Never decides what is kept.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
 from kestrel.core.execution_events import Finished
 from kestrel.errors import EnvironmentProblem
+from kestrel.locks import lock_file
 from kestrel.protocol.codec import wire_size
 from kestrel.protocol.messages import AttemptReport
+from kestrel.worker.journal import OVERHEAD_BYTES, line_of, read_lines
 
 log = logging.getLogger(__name__)
 
+SPOOL_BYTES_MAX = 256 * 1024 * 1024
+"""Largest journal. What an agent keeps in memory is bounded by less, so that this is never what fails."""
+ROOM_BYTES = 64 * 1024
+"""So much must fit before a spool that failed is said to work again."""
+
 _report = msgspec.json.Decoder(AttemptReport)
-_line = msgspec.json.Decoder(dict[str, Any])
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """A line that is no report."""
+
+    life: Annotated[int, msgspec.Meta(ge=0, le=2**22)] = 0
+    forget: list[int] = msgspec.field(default_factory=list)
+
+
+_note = msgspec.json.Decoder(_Note)
 
 
 class Spool(Protocol):
@@ -45,6 +62,10 @@ class Spool(Protocol):
 
     def forget(self, attempts: Sequence[int]) -> None:
         """These are stored elsewhere. Raises `EnvironmentProblem`; then some may be reported again."""
+        ...
+
+    def check(self) -> None:
+        """Try whether something could be kept. Raises `EnvironmentProblem` if not."""
         ...
 
 
@@ -69,6 +90,9 @@ class MemorySpool:
         for attempt in attempts:
             self.kept.pop(attempt, None)
 
+    def check(self) -> None:
+        self.keep(())
+
 
 class FileSpool:
     """The spool in a directory. Raises `EnvironmentProblem` if the directory is in use or unusable."""
@@ -78,34 +102,42 @@ class FileSpool:
         directory: Path,
         *,
         fsync: bool = False,
-        bytes_max: int = 256 * 1024 * 1024,
+        bytes_max: int = SPOOL_BYTES_MAX,
         slack_bytes: int = 4 * 2**20,
     ) -> None:
         """`bytes_max`: the journal never grows beyond it. `slack_bytes`: rewritten when it holds so much
         that is no longer needed."""
-        self._directory = directory
         self._path = directory / "finished.journal"
+        self._life_path = directory / "life"
         self._fsync = fsync
         self._bytes_max = bytes_max
         self._slack_bytes = slack_bytes
         self._kept: dict[int, bytes] = {}
         self._live_bytes = 0
+        self._unforgotten: list[int] = []
+        """Forgotten here, and not yet in the journal."""
         self._head_bytes = 0
         self._size = 0
+        self._torn = False
+        """Behind `_size` there is something in the file that has to go first."""
         self._file: io.FileIO
         self.restored: Sequence[Finished]
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = _locked(directory / "lock")
+            self._lock = lock_file(directory / "lock", lambda holder: _in_use(directory, holder))
         except OSError as problem:
             raise _problem(directory, problem) from None
         try:
             last_life, self.restored = self._load()
-            self.life = last_life + 1
+            self.life = max(last_life, self._life_elsewhere()) + 1
             self._rewrite()
+            self._write_life()
         except OSError as problem:
             self._lock.close()
             raise _problem(self._path, problem) from None
+        except BaseException:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         """Release files and lock. What is kept stays on disk."""
@@ -113,54 +145,74 @@ class FileSpool:
         self._lock.close()
 
     def keep(self, finished: Sequence[Finished]) -> None:
-        lines = b"".join(f.body + b"\n" for f in finished)
-        if self._size + len(lines) > self._bytes_max:
-            self._rewritten()
-        if self._size + len(lines) > self._bytes_max:
-            raise EnvironmentProblem(
-                f"the spool {self._path} is full ({self._size} bytes, at most {self._bytes_max})",
-                hint="is the manager gone for long? Results are kept in memory only now",
-            )
-        self._append(lines)
+        self._append(b"".join([line_of(f.body) for f in finished]))
         for f in finished:
             self._kept[f.attempt] = f.body
-            self._live_bytes += len(f.body) + 1
+            self._live_bytes += len(f.body) + OVERHEAD_BYTES
 
     def forget(self, attempts: Sequence[int]) -> None:
         known = [attempt for attempt in attempts if attempt in self._kept]
         for attempt in known:
-            self._live_bytes -= len(self._kept.pop(attempt)) + 1
+            self._live_bytes -= len(self._kept.pop(attempt)) + OVERHEAD_BYTES
+        self._unforgotten += known
         if not self._kept:
             self._cleared()
         elif self._size > 2 * self._live_bytes + self._slack_bytes:
             self._rewritten()
-        elif known:
-            self._append(msgspec.json.encode({"forget": known}) + b"\n")
+        elif self._unforgotten:
+            self._append(line_of(msgspec.json.encode({"forget": self._unforgotten})))
+            self._unforgotten = []
+
+    def check(self) -> None:
+        before = self._size
+        self._append(line_of(b'{"forget":[]%b}' % (b" " * ROOM_BYTES)))
+        self._torn = True
+        self._size = before
+        self._mend()
 
     # ----------------------------------------------------------------------------------------------
 
     def _append(self, lines: bytes) -> None:
+        """Write whole lines, or nothing."""
+        if self._torn:
+            self._mend()
+        if self._size + len(lines) > self._bytes_max and self._size > self._head_bytes + self._live_bytes:
+            self._rewritten()
+        if self._size + len(lines) > self._bytes_max:
+            raise EnvironmentProblem(
+                f"the spool {self._path} is full ({self._size} bytes, at most {self._bytes_max})",
+                hint="is the manager gone for long? The worker goes on when it has taken some results",
+                retry=True,
+            )
         try:
             written = self._file.write(lines)
             if written != len(lines):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._fsync:
                 os.fsync(self._file.fileno())
         except OSError as problem:
+            self._torn = True  # no half line may stand before the next one
             try:
-                self._file.truncate(self._size)  # no half line may stand before the next one
-            except OSError as second:
-                log.error("spool_truncate_failed", extra={"path": str(self._path), "problem": str(second)})
+                self._mend()
+            except EnvironmentProblem as second:
+                log.error("spool_truncate_failed", extra={"path": str(self._path), "problem": second.text})
             raise _problem(self._path, problem) from None
         self._size += len(lines)
 
-    def _cleared(self) -> None:
-        """Nothing is kept: only the first line stays."""
+    def _mend(self) -> None:
+        """Cut off what stands behind the last whole line."""
         try:
-            self._file.truncate(self._head_bytes)
+            self._file.truncate(self._size)
         except OSError as problem:
             raise _problem(self._path, problem) from None
+        self._torn = False
+
+    def _cleared(self) -> None:
+        """Nothing is kept: only the first line stays."""
         self._size = self._head_bytes
+        self._torn = True
+        self._mend()
+        self._unforgotten = []
 
     def _rewritten(self) -> None:
         """Rewrite in place of the old journal; if that is impossible, go on with the old one."""
@@ -172,74 +224,82 @@ class FileSpool:
         old.close()
 
     def _rewrite(self) -> None:
-        head = msgspec.json.encode({"life": self.life}) + b"\n"
-        self._head_bytes = len(head)
+        head = line_of(msgspec.json.encode({"life": self.life}))
         new = self._path.with_suffix(".new")
-        content = head + b"".join(body + b"\n" for body in self._kept.values())
-        with open(new, "wb") as file:
-            file.write(content)
-            file.flush()
-            if self._fsync:
-                os.fsync(file.fileno())
-        os.replace(new, self._path)
+        size = len(head)
+        try:
+            with open(new, "wb") as file:
+                file.write(head)
+                for body in self._kept.values():
+                    size += file.write(line_of(body))
+                file.flush()
+                if self._fsync:
+                    os.fsync(file.fileno())
+            os.replace(new, self._path)
+        except OSError:
+            new.unlink(missing_ok=True)  # where there is little room, that takes none
+            raise
+        self._head_bytes = len(head)
         self._file = io.FileIO(self._path, "ab")
-        self._size = len(content)
+        self._size = size
+        self._torn = False
+        self._unforgotten = []
 
     def _load(self) -> tuple[int, list[Finished]]:
+        """The last life, and what it kept. What cannot be read is left out and named in the log."""
         life = 0
         found: dict[int, Finished] = {}
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return 0, []
-        lines = content.split(b"\n")
-        if lines.pop():
-            log.warning("spool_torn_record", extra={"path": str(self._path)})
-        for number, line in enumerate(lines, 1):
+        texts, damage = read_lines(content)
+        for d in damage:
+            where = {"path": str(self._path), "line": d.line, "offset": d.offset, "bytes": d.size}
+            if d.torn and not d.saved:
+                log.warning("spool_torn_record", extra=where)
+            else:
+                text = "results that stood there are lost; their tasks are run again"
+                log.error("spool_damaged", extra=where | {"saved": d.saved, "text": text})
+        for text in texts:
             try:
-                if line.startswith((b'{"life"', b'{"forget"')):
-                    fields = _line.decode(line)
-                    life = max(life, int(fields.get("life", 0)))
-                    for attempt in fields.get("forget", ()):
+                if text.startswith((b'{"life"', b'{"forget"')):
+                    fields = _note.decode(text)
+                    life = max(life, fields.life)
+                    for attempt in fields.forget:
                         found.pop(attempt, None)
                 else:
-                    r = _report.decode(line)
-                    found[r.attempt] = Finished(r.job, r.task, r.attempt, line, wire_size(line) + 1)
-            except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, ValueError) as problem:
+                    r = _report.decode(text)
+                    found[r.attempt] = Finished(r.job, r.task, r.attempt, text, wire_size(text) + 1)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
                 log.error(
-                    "spool_bad_record", extra={"path": str(self._path), "line": number, "text": str(problem)}
+                    "spool_unknown_record",
+                    extra={"path": str(self._path), "record": text[:200].decode(errors="replace")}
+                    | {"text": str(problem)},
                 )
         self._kept = {f.attempt: f.body for f in found.values()}
-        self._live_bytes = sum(len(body) + 1 for body in self._kept.values())
+        self._live_bytes = sum(len(body) + OVERHEAD_BYTES for body in self._kept.values())
         return life, list(found.values())
 
+    def _life_elsewhere(self) -> int:
+        """The last life by its own small file: a number used twice could acknowledge what nobody stored."""
+        try:
+            return int(self._life_path.read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return 0
 
-def _locked(path: Path) -> IO[str]:
-    """The lock file, locked; raises `EnvironmentProblem` if somebody else has it."""
-    file = open(path, "a+", encoding="ascii")  # noqa: SIM115 (held until the spool is closed)
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+    def _write_life(self) -> None:
+        new = self._life_path.with_suffix(".new")
+        new.write_text(f"{self.life}\n", encoding="ascii")
+        os.replace(new, self._life_path)
 
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.seek(0)
-    except OSError:
-        holder = "" if sys.platform == "win32" else path.read_text(encoding="ascii").strip()
-        file.close()
-        raise EnvironmentProblem(
-            f"the spool {path.parent} is in use by another worker{f' (process {holder})' if holder else ''}",
-            hint="give each worker a directory of its own (--dir), or stop the other one",
-            code="in_use",
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+def _in_use(directory: Path, holder: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"the spool {directory} is in use by another worker{f' (process {holder})' if holder else ''}",
+        hint="give each worker a directory of its own (--dir), or stop the other one",
+        code="in_use",
+    )
 
 
 def _problem(path: Path, problem: OSError) -> EnvironmentProblem:

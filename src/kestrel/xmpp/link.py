@@ -243,6 +243,8 @@ class XmppLink:
                 self._refuse(request, "service-unavailable")
                 return
         self._send(x.iq_result(self._reply_attrs(request), payload=payload))
+        if name == "ping" and self._events is not None:
+            self._events.on_heard(self._sender(request))
 
     def _disco_info(self) -> str:
         category, kind = ("component", "generic") if self._from else ("client", "bot")
