@@ -1,140 +1,43 @@
-"""What every store must do: one suite over all makers. A new maker is one line in `MAKERS`."""
+"""What every store must do: one suite over all makers (`parts.stores.MAKERS`).
+
+What only makers can do that two managers may reach at once is in `test_store_fencing`.
+"""
 
 from __future__ import annotations
 
-import queue
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble
-from kestrel.core.model import JobState, TaskState, Trouble
+from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble, RecordWorker
+from kestrel.core.model import COUNTED_MAX, JobState, TaskState, Trouble
 from kestrel.errors import InternalError, StoreError
 from kestrel.ports import (
-    AddJob,
+    IN_USE,
     AddTasks,
     CloseJob,
     CommitDone,
     CommitFailed,
-    JobRecord,
-    Read,
+    DrainWorker,
     ReadParams,
     ReadResults,
     ReadTaskRange,
     ReadTaskResults,
-    Store,
     StoreContent,
     Write,
 )
 from kestrel.protocol import messages as m
-from kestrel.store import MemoryStore, SqliteStore
-
-ENDED_AT = 1234.5
-
-
-class Loop:
-    """Clock and event loop in one: calls wait in a queue until the test runs them."""
-
-    def __init__(self) -> None:
-        self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def wall(self) -> float:
-        return ENDED_AT
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Any:
-        assert delay_s == 0
-        self.calls.put(callback)
-
-    def run_one(self) -> None:
-        self.calls.get(timeout=60)()
-
-
-MAKERS: dict[str, Callable[[Loop, Path], Store]] = {
-    "memory": lambda loop, _: MemoryStore(loop),
-    "sqlite": lambda loop, path: SqliteStore(path / "store.db", loop.calls.put, wall=loop.wall),
-    "sqlite-not-durable": lambda loop, path: SqliteStore(
-        path / "store.db", loop.calls.put, durable=False, wall=loop.wall
-    ),
-}
-
-
-class Bench:
-    """A store with its loop, driven as a manager drives it."""
-
-    def __init__(self, make: Callable[[Loop, Path], Store], path: Path) -> None:
-        self.loop = Loop()
-        self.store = make(self.loop, path)
-        self.content = self.open()
-
-    def open(self) -> StoreContent:
-        return self.store.open(lambda record: ("terms of", record.job))
-
-    def reopen(self) -> StoreContent:
-        self.store.close()
-        return self.open()
-
-    def commit(self, *writes: Write, reads: Sequence[Read] = ()) -> CommitDone | CommitFailed:
-        outcomes: list[CommitDone | CommitFailed] = []
-        self.store.commit(writes, reads, outcomes.append)
-        while not outcomes:
-            self.loop.run_one()
-        return outcomes[0]
-
-    def done(self, *writes: Write, reads: Sequence[Read] = ()) -> CommitDone:
-        outcome = self.commit(*writes, reads=reads)
-        assert isinstance(outcome, CommitDone), outcome
-        return outcome
-
-    def refused(self, *writes: Write, reads: Sequence[Read] = ()) -> StoreError:
-        outcome = self.commit(*writes, reads=reads)
-        assert isinstance(outcome, CommitFailed), outcome
-        assert isinstance(outcome.problem, StoreError)
-        assert not outcome.problem.retry
-        return outcome.problem
-
-    def read(self, read: Read) -> Any:
-        return self.done(reads=[read]).answers[0]
+from parts.stores import ENDED_AT, LASTING, MAKERS, Bench, ends, job, report, result, words
 
 
 @pytest.fixture(params=MAKERS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(MAKERS[request.param], tmp_path)
+    bench = Bench.opened(MAKERS[request.param], tmp_path)
     yield bench
     bench.store.close()
-
-
-def job(number: int = 1, size: int = 10, **fields: Any) -> AddJob:
-    params = fields.pop("params", None)
-    given = {
-        "user": "ann@pool",
-        "submission": "",
-        "message": b'{"type":"job"}',
-        "open": False,
-        "submitted": 1.5,
-    }
-    return AddJob(JobRecord(job=number, size=size, **{**given, **fields}), params)
-
-
-def report(task: int, **fields: Any) -> m.AttemptReport:
-    return m.AttemptReport(job=1, task=task, attempt=100 + task, **fields)
-
-
-def result(task: int, seq: int, state: TaskState = TaskState.COMPLETED, number: int = 1) -> RecordResult:
-    return RecordResult(number, task, seq, state, 100 + task, "w@pool/1", report(task, out=f"out {task}"))
-
-
-def words(*tasks: int) -> list[list[str]]:
-    return [[f"arg{task}", "ünï\0 ✓"] for task in tasks]
-
-
-def ends(found: list[tuple[int, m.TaskResult]]) -> list[tuple[int, int, str]]:
-    return [(seq, r.task, r.state) for seq, r in found]
 
 
 def test_a_new_store_is_empty_and_in_its_first_epoch(bench: Bench) -> None:
@@ -358,7 +261,7 @@ def test_a_result_with_the_number_of_a_cancelled_task_is_refused(bench: Bench) -
 
 
 def test_a_million_tasks_are_cancelled_and_read_in_ranges(tmp_path: Path) -> None:
-    bench = Bench(MAKERS["sqlite"], tmp_path)
+    bench = Bench.opened(MAKERS["sqlite"], tmp_path)
     bench.done(job(size=1_000_000), RecordCancelled(1, [(0, 500_000), (500_001, 1_000_000)], 1))
     assert ends(bench.read(ReadResults(1, 499_999, 2))) == [
         (500_000, 499_999, "CANCELLED"),
@@ -422,6 +325,7 @@ def test_parameters_of_tasks_that_are_not_there_are_refused(bench: Bench) -> Non
 
 def test_a_refused_unit_leaves_no_trace(bench: Bench) -> None:
     bench.done(job(1, 3, open=True, params=words(0, 1, 2)), result(0, 1), RecordTrouble(1, 1, 1, 0))
+    bench.done(RecordWorker("w@pool/1", present=True))
     before = bench.reopen()
     everything = [ReadParams(1, range(3)), ReadResults(1, 0, 99)]
     answers = bench.done(reads=everything).answers
@@ -434,12 +338,15 @@ def test_a_refused_unit_leaves_no_trace(bench: Bench) -> None:
         RecordCancelled(1, [(2, 3)], 3),
         CloseJob(1, cancelled=True),
         RecordJobEnded(1, JobState.FAILED),
+        RecordWorker("late@pool/1", present=True),
+        RecordWorker("w@pool/1", present=False),
+        DrainWorker("late@pool/1", drained=True),
         RecordJobEnded(77, JobState.FAILED),
         reads=[],
     )
     assert bench.done(reads=everything).answers == answers
     after = bench.reopen()
-    assert (after.jobs, after.unfinished, after.next_job) == (before.jobs, before.unfinished, before.next_job)
+    assert after == replace(before, epoch=after.epoch)
     bench.done(job(2, 5, submission="x"))
 
 
@@ -520,3 +427,234 @@ def test_states_come_back_exactly(bench: Bench) -> None:
     assert content.unfinished[0].states == expected
     assert content.jobs[0].counts == m.TaskCounts(**{s.name.lower(): expected.count(s) for s in states})
     assert content.jobs[0].last == 2499
+
+
+def test_what_was_given_out_and_which_failures_count_is_known_to_the_next_life(bench: Bench) -> None:
+    many = tuple((7 << 32) + n for n in range(COUNTED_MAX))
+    bench.done(
+        job(),
+        RecordTrouble(1, 2, 0, 0, True),
+        RecordTrouble(1, 3, 1, 0, False, (4 << 32,)),
+        RecordTrouble(1, 4, 0, 0, True),
+        RecordTrouble(1, 5, 9, 9, True, many),
+    )
+    bench.done(RecordTrouble(1, 4, 0, 0, False))
+    expected = {
+        2: Trouble(0, 0, True),
+        3: Trouble(1, 0, False, (4 << 32,)),
+        4: Trouble(),
+        5: Trouble(9, 9, True, many),
+    }
+    assert bench.reopen().unfinished[0].troubles == expected
+
+
+# --- workers ------------------------------------------------------------------------------------------
+
+
+def present(*names: str, there: bool = True) -> list[RecordWorker]:
+    return [RecordWorker(name, there) for name in names]
+
+
+def test_the_next_life_knows_who_was_there(bench: Bench) -> None:
+    assert bench.content.workers == ()
+    bench.done(*present("a@pool/1", "b@pool/1", "ünï@pool/✓"))
+    bench.done(*present("a@pool/1"), *present("b@pool/1", "nobody@pool/1", there=False))
+    workers = bench.reopen().workers
+    assert workers is not None
+    assert sorted(workers) == ["a@pool/1", "ünï@pool/✓"]
+    workers = bench.reopen().workers
+    assert workers is not None
+    assert sorted(workers) == ["a@pool/1", "ünï@pool/✓"]
+
+
+def test_of_a_worker_that_comes_and_goes_in_one_unit_the_last_word_counts(bench: Bench) -> None:
+    bench.done(*present("a", "b"), *present("a", there=False), *present("c", there=False), *present("c"))
+    workers = bench.reopen().workers
+    assert workers is not None
+    assert sorted(workers) == ["b", "c"]
+
+
+def test_drains_are_kept_whether_the_worker_is_there_or_not(bench: Bench) -> None:
+    bench.done(*present("a"), *(DrainWorker(name, drained=True) for name in ("a", "b", "c")))
+    bench.done(*present("a", there=False), DrainWorker("b", drained=False), DrainWorker("x", drained=False))
+    content = bench.reopen()
+    assert content.workers == ()
+    assert content.drained == {"a", "c"}
+
+
+def test_ten_thousand_workers_are_kept(bench: Bench) -> None:
+    names = [f"worker-{n}@pool/{n}" for n in range(10_000)]
+    bench.done(*present(*names), *(DrainWorker(name, drained=True) for name in names))
+    bench.done(
+        *present(*names[100:], there=False), *(DrainWorker(name, drained=False) for name in names[:9_000])
+    )
+    content = bench.reopen()
+    assert content.workers is not None
+    assert set(content.workers) == set(names[:100])
+    assert content.drained == set(names[9_000:])
+
+
+# --- numbered units -----------------------------------------------------------------------------------
+
+EACH_KIND: list[Write] = [
+    job(2, 3, submission="s", params=words(0, 1, 2)),
+    AddTasks(1, 10, words(10, 11), last=False),
+    AddTasks(1, 10, words(10), last=True),
+    CloseJob(1, cancelled=True),
+    result(5, 2),
+    RecordTrouble(1, 5, 1, 1, True, (3,)),
+    RecordCancelled(1, [(5, 7), (9, 10)], 2),
+    RecordJobEnded(1, JobState.CANCELLED),
+    RecordWorker("new@pool/1", present=True),
+    RecordWorker("old@pool/1", present=False),
+    DrainWorker("new@pool/1", drained=True),
+    DrainWorker("old@pool/1", drained=False),
+]
+
+
+@pytest.mark.parametrize("write", EACH_KIND, ids=lambda w: type(w).__name__)
+def test_a_unit_committed_again_under_its_number_is_stored_once(bench: Bench, write: Write) -> None:
+    everything = [ReadResults(1, 0, 99), ReadParams(1, range(10))]
+    bench.done(
+        job(open=True, params=words(*range(10))),
+        result(0, 1),
+        RecordWorker("old@pool/1", present=True),
+        DrainWorker("old@pool/1", drained=True),
+        unit=1,
+    )
+    first = bench.done(write, reads=everything, unit=2)
+    again = bench.done(write, reads=everything, unit=2)
+    assert again.answers == first.answers
+    assert again.duplicates == 0
+    # A later unit changes the same things; then nothing of the earlier one may come back.
+    bench.done(RecordWorker("new@pool/1", present=False), DrainWorker("new@pool/1", drained=False), unit=3)
+    assert bench.done(write, reads=everything, unit=2).answers == first.answers
+    content = bench.reopen()
+    assert content.workers is not None
+    assert "new@pool/1" not in content.workers
+    assert "new@pool/1" not in content.drained
+    assert len(content.jobs[0].message) > 0
+    assert content.jobs[0].last == first.answers[0][-1][0]
+
+
+def test_the_writes_of_a_recognised_unit_are_not_even_looked_at(bench: Bench) -> None:
+    bench.done(job(), unit=1)
+    outcome = bench.done(result(0, 1), job(), result(77, 1), reads=[ReadResults(1, 0, 9)], unit=1)
+    assert outcome.answers == [[]]
+
+
+def test_units_are_recognised_after_a_group_was_stored(bench: Bench) -> None:
+    bench.done(job(size=60), unit=1)
+    units = [([result(n, n)], [ReadTaskResults(1, [n])], n + 1) for n in range(1, 51)]
+    first = bench.commit_all(units)
+    again = bench.commit_all(units[20:])
+    assert [type(o) for o in (*first, *again)] == [CommitDone] * 80
+    assert again == first[20:]
+    bench.done(result(51, 51), unit=52)
+    assert bench.reopen().jobs[0].counts.completed == 51
+
+
+def test_a_new_life_numbers_its_units_from_one_again(bench: Bench) -> None:
+    for life in range(1, 4):
+        bench.done(job(life), unit=1)
+        bench.done(result(0, 1, number=life), unit=2)
+        content = bench.reopen()
+        assert len(content.jobs) == life
+        assert content.jobs[-1].counts.completed == 1
+
+
+def test_units_that_only_read_have_their_numbers_too(bench: Bench) -> None:
+    bench.done(job(), unit=1)
+    read = ReadResults(1, 0, 9)
+    assert bench.done(reads=[read], unit=2).answers == [[]]
+    assert len(bench.done(result(0, 1), reads=[read], unit=3).answers[0]) == 1
+    assert len(bench.done(reads=[read], unit=2).answers[0]) == 1
+    assert bench.done(unit=4) == CommitDone([], 0)
+
+
+def test_a_refused_unit_does_not_use_its_number_up(bench: Bench) -> None:
+    bench.done(job(), unit=1)
+    bench.refused(result(77, 1), unit=2)
+    bench.done(result(0, 1), unit=2)
+    assert bench.reopen().jobs[0].counts.completed == 1
+
+
+def test_a_unit_whose_predecessor_is_not_stored_has_to_wait_for_it(bench: Bench) -> None:
+    bench.done(job(), unit=1)
+    assert bench.failed(result(2, 2), unit=3).retry
+    outcomes = bench.commit_all(
+        [([result(0, 1)], (), 2), ([result(77, 2)], (), 3), ([result(1, 2)], (), 4), ([result(2, 3)], (), 5)]
+    )
+    assert [type(o) for o in outcomes] == [CommitDone, CommitFailed, CommitFailed, CommitFailed]
+    problems = [o.problem for o in outcomes if isinstance(o, CommitFailed)]
+    assert [getattr(p, "retry", None) for p in problems] == [False, True, True]
+    # Had unit 4 been taken, unit 3 would look stored now, and would be lost.
+    bench.done(result(3, 2), unit=3)
+    bench.done(result(1, 3), unit=4)
+    assert ends(bench.read(ReadResults(1, 0, 9))) == [
+        (1, 0, "COMPLETED"),
+        (2, 3, "COMPLETED"),
+        (3, 1, "COMPLETED"),
+    ]
+
+
+def test_units_without_a_number_come_between_numbered_ones(bench: Bench) -> None:
+    bench.done(job(), unit=1)
+    bench.done(result(0, 1))
+    bench.done(result(1, 2), unit=2)
+    bench.done(result(2, 3))
+    bench.done(result(9, 9), unit=1)
+    assert bench.reopen().jobs[0].counts.completed == 3
+
+
+# --- whose it is --------------------------------------------------------------------------------------
+
+
+def test_there_is_room_unless_it_is_said_that_there_is_none(bench: Bench) -> None:
+    assert bench.store.shortage() is None
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_a_store_that_a_manager_has_is_refused_and_the_manager_goes_on(name: str, tmp_path: Path) -> None:
+    first = Bench.opened(MAKERS[name], tmp_path)
+    first.done(job(), unit=1)
+    second = Bench(MAKERS[name], tmp_path)
+    for _ in range(2):
+        with pytest.raises(StoreError) as caught:
+            second.open()
+        assert caught.value.code == IN_USE
+        assert caught.value.retry
+        assert caught.value.hint
+    first.done(result(0, 1), unit=2)
+    first.store.close()
+    content = second.open()
+    assert content.epoch == 2
+    assert content.jobs[0].counts.completed == 1
+    second.store.close()
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_a_store_of_another_pool_is_refused_and_stays_as_it_was(name: str, tmp_path: Path) -> None:
+    blue = Bench.opened(MAKERS[name], tmp_path, "blue")
+    blue.done(job())
+    blue.store.close()
+    green = Bench(MAKERS[name], tmp_path, "green")
+    with pytest.raises(StoreError) as caught:
+        green.open()
+    assert caught.value.code == "other_pool"
+    assert not caught.value.retry
+    assert "'blue'" in caught.value.text
+    assert "'green'" in caught.value.text
+    for pool in ("blue", ""):
+        again = Bench.opened(MAKERS[name], tmp_path, pool)
+        assert [r.job for r in again.content.jobs] == [1]
+        again.store.close()
+    assert again.content.epoch == 3
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_a_store_of_nobody_becomes_the_pools_that_names_itself_first(name: str, tmp_path: Path) -> None:
+    Bench.opened(MAKERS[name], tmp_path).store.close()
+    Bench.opened(MAKERS[name], tmp_path, "blue").store.close()
+    with pytest.raises(StoreError, match="'blue'"):
+        Bench.opened(MAKERS[name], tmp_path, "green")
