@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble
+from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble, RecordWorker
 from kestrel.core.model import JobState, TaskState
 from kestrel.ports import (
     AddJob,
@@ -23,6 +23,7 @@ from kestrel.ports import (
     CloseJob,
     CommitDone,
     CommitFailed,
+    DrainWorker,
     JobRecord,
     ReadParams,
     ReadResults,
@@ -84,6 +85,7 @@ def add_job(draw: st.DrawFn) -> AddJob:
     return AddJob(record, params)
 
 
+names = st.sampled_from(["a", "b", "c", "", "ünï@pool/'✓\""])
 ranges = st.lists(st.tuples(tasks, st.integers(0, 4)).map(lambda r: (r[0], r[0] + r[1])), max_size=3)
 writes = st.one_of(
     add_job(),
@@ -91,9 +93,19 @@ writes = st.one_of(
     st.builds(CloseJob, jobs, st.booleans()),
     st.builds(RecordResult, jobs, tasks, seqs, terminal, st.integers(0, 9), st.text(max_size=3), reports),
     st.builds(RecordResult, st.just(1), tasks, seqs, terminal),
-    st.builds(RecordTrouble, jobs, tasks, st.integers(0, 5), st.integers(0, 5)),
+    st.builds(
+        RecordTrouble,
+        jobs,
+        tasks,
+        st.integers(0, 5),
+        st.integers(0, 5),
+        st.booleans(),
+        st.lists(st.integers(1, 2**53), max_size=3).map(tuple),
+    ),
     st.builds(RecordCancelled, jobs, ranges, seqs),
     st.builds(RecordJobEnded, jobs, st.sampled_from([JobState.COMPLETED, JobState.FAILED])),
+    st.builds(RecordWorker, names, st.booleans()),
+    st.builds(DrainWorker, names, st.booleans()),
 )
 states = st.frozensets(st.sampled_from([s.name for s in TaskState]), max_size=3)
 reads = st.one_of(
@@ -102,19 +114,33 @@ reads = st.one_of(
     st.builds(ReadTaskResults, jobs, st.lists(tasks, max_size=6)),
     st.builds(ReadTaskRange, jobs, tasks, states, st.integers(1, 9)),
 )
-units = st.tuples(st.lists(writes, max_size=4), st.lists(reads, max_size=2))
-lives = st.lists(st.tuples(st.lists(units, max_size=8), st.booleans()), min_size=1, max_size=3)
+chances = st.integers(0, 9)
+"""What number a unit gets; see `numbered`."""
+units = st.tuples(st.lists(writes, max_size=4), st.lists(reads, max_size=2), chances)
+lives = st.lists(st.tuples(st.lists(units, max_size=8), st.booleans(), st.booleans()), min_size=1, max_size=3)
+"""Units; whether they come in groups; whether they have numbers (then one refusal stops those after it)."""
 
 
 def run(store: Store, loop: Loop, life: list[Any], grouped: bool) -> list[CommitDone | CommitFailed]:
     outcomes: list[CommitDone | CommitFailed] = []
-    for number, (unit_writes, unit_reads) in enumerate(life, 1):
-        store.commit(unit_writes, unit_reads, outcomes.append)
+    for number, (unit_writes, unit_reads, unit) in enumerate(life, 1):
+        store.commit(unit_writes, unit_reads, outcomes.append, unit=unit)
         while not grouped and len(outcomes) < number:
             loop.calls.get(timeout=60)()
     while len(outcomes) < len(life):
         loop.calls.get(timeout=60)()
     return outcomes
+
+
+def numbered(life: list[Any]) -> list[Any]:
+    """The units with numbers as a manager gives them, or nearly: some come again, too early, or without."""
+    found = []
+    last = 0
+    for unit_writes, unit_reads, chance in life:
+        unit = {0: 0, 1: max(1, last - 1), 2: last, 3: last + 2}.get(chance, last + 1)
+        last = last + 1 if chance > 3 else last
+        found.append((unit_writes, unit_reads, unit))
+    return found
 
 
 def comparable(outcome: CommitDone | CommitFailed) -> Any:
@@ -153,7 +179,7 @@ def open_both(memory: Store, sqlite: Store) -> StoreContent:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lives)
-def test_sqlite_does_what_memory_does(lives: list[tuple[list[Any], bool]]) -> None:
+def test_sqlite_does_what_memory_does(lives: list[tuple[list[Any], bool, bool]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "store.db"
         memory_loop, sqlite_loop = Loop(), Loop()
@@ -165,10 +191,11 @@ def test_sqlite_does_what_memory_does(lives: list[tuple[list[Any], bool]]) -> No
             settings=SqliteSettings(params_cache_bytes_max=40),
             wall=sqlite_loop.wall,
         )
-        setup = ([AddJob(JobRecord(1, "ann", "", b"", 20, False, 1.0))], [])
-        for number, (life, grouped) in enumerate(lives):
+        setup = ([AddJob(JobRecord(1, "ann", "", b"", 20, False, 1.0))], [], 9)
+        for number, (life, grouped, with_numbers) in enumerate(lives):
             open_both(memory, sqlite)
             life = [setup, *life] if number == 0 else life
+            life = numbered(life) if with_numbers else [(*unit[:2], 0) for unit in life]
             expected = [comparable(o) for o in run(memory, memory_loop, life, grouped)]
             found = [comparable(o) for o in run(sqlite, sqlite_loop, life, grouped)]
             memory.close()

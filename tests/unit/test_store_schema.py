@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kestrel.core.effects import RecordWorker
 from kestrel.core.model import JobState, TaskState, Trouble
 from kestrel.errors import StoreError
 from kestrel.ports import CommitDone, JobRecord, ReadResults
@@ -54,9 +55,38 @@ INSERT INTO troubles VALUES (5, 1, 2, 3);
 """A file as version 1 wrote it. Never edit it: it stands for the files that people have."""
 
 
-def write_version_1(path: Path) -> None:
+VERSION_2 = (
+    VERSION_1.replace("user_version = 1", "user_version = 2")
+    + """
+ALTER TABLE troubles ADD COLUMN given_out INTEGER NOT NULL DEFAULT 0;
+INSERT INTO troubles VALUES (5, 5, 0, 0, 1);
+"""
+)
+"""As version 2 wrote it."""
+
+VERSION_3 = (
+    VERSION_2.replace("user_version = 2", "user_version = 3")
+    + """
+ALTER TABLE troubles ADD COLUMN counted TEXT NOT NULL DEFAULT '[]';
+UPDATE troubles SET counted = '[17179869185]' WHERE task = 5;
+CREATE TABLE workers (worker TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE drained (worker TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO workers VALUES ('w@pool/1');
+INSERT INTO drained VALUES ('d@pool/1');
+ALTER TABLE meta ADD COLUMN unit INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE meta ADD COLUMN workers_since INTEGER NOT NULL DEFAULT 0;
+UPDATE meta SET unit = 9, pool = 'blue', workers_since = 40;
+"""
+)
+"""As version 3 wrote it."""
+
+VERSIONS = {1: VERSION_1, 2: VERSION_2, 3: VERSION_3}
+
+
+def write_version(path: Path, version: int) -> None:
     connection = sqlite3.connect(path)
-    connection.executescript(VERSION_1)
+    connection.executescript(VERSIONS[version])
     connection.close()
 
 
@@ -73,9 +103,14 @@ def described(path: Path) -> list[tuple[str, ...]]:
         connection.close()
 
 
-def test_a_file_of_version_1_is_read_in_full(tmp_path: Path) -> None:
+def test_every_version_is_tested() -> None:
+    assert list(VERSIONS) == list(range(1, len(schema.MIGRATIONS) + 1))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_file_of_an_older_version_is_read_in_full(version: int, tmp_path: Path) -> None:
     path = tmp_path / "store.db"
-    write_version_1(path)
+    write_version(path, version)
     calls: queue.SimpleQueue[object] = queue.SimpleQueue()
     store = SqliteStore(path, calls.put)
     content = store.open(lambda record: record.user)
@@ -107,7 +142,13 @@ def test_a_file_of_version_1_is_read_in_full(tmp_path: Path) -> None:
     queued, failed, cancelled = TaskState.QUEUED, TaskState.FAILED, TaskState.CANCELLED
     assert restored.states == bytearray([queued, queued, failed, cancelled, cancelled, queued])
     assert (restored.open, restored.cancelled, restored.reruns) == (True, True, 3)
-    assert restored.troubles == {1: Trouble(2, 3)}
+    expected = {1: Trouble(2, 3)}
+    if version > 1:
+        expected[5] = Trouble(0, 0, True, (1 << 34 | 1,) if version > 2 else ())
+    assert restored.troubles == expected
+    assert (content.workers, content.drained) == (
+        (("w@pool/1",), {"d@pool/1"}) if version > 2 else (None, set())
+    )
     (outcome,) = outcomes
     assert isinstance(outcome, CommitDone)
     assert outcome.answers[0] == [
@@ -117,14 +158,41 @@ def test_a_file_of_version_1_is_read_in_full(tmp_path: Path) -> None:
     ]
 
 
-def test_an_upgraded_file_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_upgraded_file_has_the_tables_of_a_new_one(version: int, tmp_path: Path) -> None:
     old, new = tmp_path / "old.db", tmp_path / "new.db"
-    write_version_1(old)
+    write_version(old, version)
     for path in (old, new):
         store = SqliteStore(path, lambda call: None)
         store.open(lambda record: None)
         store.close()
     assert described(old) == described(new)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_who_was_there_before_an_upgrade_is_unknown_once_and_known_from_then_on(
+    version: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "store.db"
+    write_version(path, version)
+    calls: queue.SimpleQueue[object] = queue.SimpleQueue()
+    store = SqliteStore(path, calls.put)
+    assert store.open(lambda record: None).workers is None
+    store.commit([RecordWorker("w@pool/1", True)], [], lambda outcome: None)
+    store.close()
+    for _ in range(2):
+        assert store.open(lambda record: None).workers == ("w@pool/1",)
+        store.close()
+
+
+def test_an_old_file_that_was_never_used_had_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    schema.migrate(connection, path, schema.MIGRATIONS[:2])
+    connection.close()
+    store = SqliteStore(path, lambda call: None)
+    assert store.open(lambda record: None).workers == ()
+    store.close()
 
 
 def test_each_step_is_taken_once_and_a_failing_one_leaves_the_version_before(tmp_path: Path) -> None:
