@@ -50,3 +50,24 @@ def read_store(place: str) -> tuple[list[Row], dict[int, str]]:
     finally:
         archive.close()
     return rows, ids
+
+
+class ProofsSoFar:
+    """What tasks have written into the directory, read on while they write."""
+
+    def __init__(self, directory: Path) -> None:
+        self.proofs: list[Proof] = []
+        self._directory = directory
+        self._read: dict[Path, int] = {}
+
+    def look(self) -> list[Proof]:
+        """The lines that are new, without one that is being written."""
+        found: list[Proof] = []
+        for path in sorted(self._directory.iterdir()):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._read[path] = self._read.get(path, 0) + len(whole) + len(newline)
+            found += [p for p in map(proof_of, whole.decode(errors="replace").splitlines()) if p is not None]
+        self.proofs += found
+        return found

@@ -117,11 +117,15 @@ class RealPool:
 
     def manager_words(self) -> list[str]:
         """The command of each manager."""
-        words = ["manager", "--component", str(self.hello["component"])]
-        words += ["--secret-file", str(self.hello["secret_file"]), "--port", str(self.component_port)]
-        words += ["--pool", NAME, "--store", self.place, "-v"]
+        words = ["manager", *self.identity_words(), "--pool", NAME, "--store", self.place, "-v"]
         words += ["--standby"] if self.plan.store == "postgres" else []
         return words + (["--lease", self.plan.lease] if self.plan.lease else [])
+
+    def identity_words(self) -> list[str]:
+        """Who the manager is on the server."""
+        words = ["--component", str(self.hello["component"])]
+        words += ["--secret-file", str(self.hello["secret_file"])]
+        return [*words, "--port", str(self.component_port)]
 
     def start_manager(self, name: str, *, words: list[str] | None = None) -> Process:
         """One more manager; returns when it is active or stands by."""
@@ -142,12 +146,15 @@ class RealPool:
         """One more worker, or one that was there before; it joins by itself."""
         worker = self.workers.get(name)
         if worker is None:
-            words = ["worker", "--join", str(self.hello["invitation"]), "--name", name]
-            words += ["--slots", str(self.plan.slots), "--dir", str(self.scratch / "workers" / name)]
-            words += ["--workdir", str(self.work), "-v"]
+            words = ["worker", *self.joining_words(name), "--slots", str(self.plan.slots), "-v"]
+            words += ["--dir", str(self.scratch / "workers" / name), "--workdir", str(self.work)]
             worker = self.workers[name] = self.process(name, *words)
         worker.start()
         return worker
+
+    def joining_words(self, name: str) -> list[str]:
+        """With which a worker of this name reaches the pool."""
+        return ["--join", str(self.hello["invitation"]), "--name", name]
 
     # --- what is known of it --------------------------------------------------------------------------
 
@@ -169,13 +176,18 @@ class RealPool:
         return [m for m in self.managers.values() if m.running and m is not self.active]
 
     @property
+    def pool_word(self) -> str:
+        """What `--pool` must say: the path of an access file."""
+        return str(self.scratch / "config" / "kestrel" / "pools" / f"{NAME}.json")
+
+    @property
     def access(self) -> PoolAccess:
-        """That of the administrator, which the server keeps for commands on this machine."""
-        return PoolAccess.load(self.scratch / "config" / "kestrel" / "pools" / f"{NAME}.json")
+        """That of the administrator, for commands on this machine."""
+        return PoolAccess.load(Path(self.pool_word))
 
     def seen_workers(self) -> int:
         """How many workers the manager sees; -1: it gave no answer."""
-        done = self.run("pool", "--pool", NAME, "--json")
+        done = self.run("pool", "--pool", self.pool_word, "--json")
         return len(json.loads(done.stdout).get("workers", [])) if done.returncode == 0 else -1
 
     def wait_for_workers(self, count: int) -> None:
@@ -212,6 +224,10 @@ class RealPool:
     def end(self) -> None:
         self.end_workers_and_managers()
         self.server.end()
+        self.end_store()
+
+    def end_store(self) -> None:
+        """The database server, if it is ours."""
         if self._own_postgres and self.postgres is not None:
             self.postgres.remove()
 
