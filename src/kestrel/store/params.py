@@ -1,14 +1,14 @@
-"""Parameters of tasks in the SQLite store: 256 tasks a row, encoded, with a bounded cache of decoded rows.
+"""Parameters of tasks in a database: 256 tasks a row, encoded, with a bounded cache of decoded rows.
 
-Called by `kestrel.store.tables` on the writer thread, inside its transactions. After a rollback the
-cache must be dropped (`forget`), for it may hold what was never stored.
+Called on the writer thread of the SQLite or the PostgreSQL store, inside its transactions. After a rollback
+the cache must be dropped (`forget`), for it may hold what was never stored.
 """
 
 from __future__ import annotations
 
-import sqlite3
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -21,20 +21,21 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Chunk).decode
 
 
-class ParamChunks:
+class ParamChunks(ABC):
     """The table `params`."""
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        insert_rows: Callable[[str, Sequence[Sequence[object]]], None],
-        cache_bytes_max: int,
-    ) -> None:
-        self._connection = connection
-        self._insert_rows = insert_rows
+    def __init__(self, cache_bytes_max: int) -> None:
         self._cache_bytes_max = cache_bytes_max
         self._cache: OrderedDict[tuple[int, int], tuple[Chunk, int]] = OrderedDict()
         self._cached_bytes = 0
+
+    @abstractmethod
+    def _fetch(self, job: int, numbers: Sequence[int]) -> Iterable[tuple[int, bytes]]:
+        """The stored ones of these chunks of the job, as (number, body)."""
+
+    @abstractmethod
+    def _save(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
+        """Store chunks as (job, number, body), in place of those that are there."""
 
     def append(self, job: int, offset: int, params: Sequence[Sequence[str]]) -> None:
         """Store the parameters of tasks `offset` …; `offset` is the size of the job so far."""
@@ -54,7 +55,7 @@ class ParamChunks:
             taken += len(part)
             number += 1
             head = []
-        self._insert_rows("INSERT OR REPLACE INTO params (job, chunk, body)", rows)
+        self._save(rows)
 
     def get(self, job: int, tasks: Iterable[int]) -> list[list[str]]:
         """Parameters of these tasks, in the same order; empty where none were given."""
@@ -86,11 +87,7 @@ class ParamChunks:
                 self._cache.move_to_end((job, number))
                 chunks[number] = cached[0]
         if missing:
-            rows = self._connection.execute(
-                "SELECT chunk, body FROM params WHERE job = ? AND chunk IN (SELECT value FROM json_each(?))",
-                (job, msgspec.json.encode(missing).decode()),
-            )
-            for number, body in rows.fetchall():
+            for number, body in self._fetch(job, missing):
                 chunks[number] = _decode(body)
                 self._keep(job, number, chunks[number], len(body))
             for number in missing:

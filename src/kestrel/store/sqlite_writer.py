@@ -16,10 +16,9 @@ from typing import Any, TypeAlias
 from kestrel.errors import StoreError
 from kestrel.ports import FENCED, CommitDone, CommitFailed, Read, Write
 from kestrel.store.ends import check_unit
-from kestrel.store.params import ParamChunks
 from kestrel.store.reads import Reader
 from kestrel.store.sqlite_problems import for_caller
-from kestrel.store.tables import RowWriter, Transaction
+from kestrel.store.tables import RowWriter, SqliteParams, Transaction
 
 log = logging.getLogger("kestrel.store")
 
@@ -57,7 +56,7 @@ class Writer:
         self._stored = 0
         """Number of the last unit of this life that is stored."""
         self._rows = RowWriter(connection)
-        self._params = ParamChunks(connection, self._rows.insert, params_cache_bytes_max)
+        self._params = SqliteParams(connection, self._rows, params_cache_bytes_max)
         self._reader = Reader(connection, self._params)
 
     def store(self, units: Sequence[QueuedUnit]) -> list[CommitDone | CommitFailed]:

@@ -99,6 +99,24 @@ class RowWriter:
             done += size
 
 
+class SqliteParams(ParamChunks):
+    """The parameters of tasks in a SQLite file."""
+
+    def __init__(self, connection: sqlite3.Connection, rows: RowWriter, cache_bytes_max: int) -> None:
+        super().__init__(cache_bytes_max)
+        self._connection = connection
+        self._rows = rows
+
+    def _fetch(self, job: int, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
+        return self._connection.execute(
+            "SELECT chunk, body FROM params WHERE job = ? AND chunk IN (SELECT value FROM json_each(?))",
+            (job, _encode(numbers).decode()),
+        ).fetchall()
+
+    def _save(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
+        self._rows.insert("INSERT OR REPLACE INTO params (job, chunk, body)", rows)
+
+
 class _Delta:
     """What a transaction adds to the counters of one job."""
 
