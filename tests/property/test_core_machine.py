@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
 from kestrel.core.model import (
+    COUNTED_MAX,
     AttemptEnd,
     AttemptOutcome,
     HeldByWorker,
@@ -93,6 +94,10 @@ class Machine(RuleBasedStateMachine):
         self.once: set[tuple[int, int]] = set()
         """Tasks that must not run twice and may have been started."""
         self.fresh_job = 1
+        self.dealt_with: set[int] = set()
+        """Attempts whose reported end was counted, in all epochs."""
+        self.present: set[str] = set()
+        """Who is in the pool, as the store has it."""
 
     # --- the store and the network ----------------------------------------------------------------------
 
@@ -124,14 +129,20 @@ class Machine(RuleBasedStateMachine):
                 job.last_seq += 1
                 job.states[effect.task] = effect.state
                 job.troubles.pop(effect.task, None)
-            case fx.RecordTrouble(number, task, failures, losses, given_out):
+            case fx.RecordTrouble(number, task, failures, losses, given_out, counted):
                 job = self.jobs[number]
                 assert not TaskState(job.states[task]).terminal
                 before = job.troubles.get(task, Trouble())
-                counted = failures + losses - before.failures - before.losses
-                assert counted == 1 or (counted == 0 and given_out != before.given_out)
+                failed, lost = failures - before.failures, losses - before.losses
+                assert (failed, lost) in {(1, 0), (0, 1), (0, -1)} or given_out != before.given_out
+                assert (failed, lost) in {(1, 0), (0, 1), (0, -1), (0, 0)}
                 assert not (given_out and job.terms.restart)
-                job.troubles[task] = Trouble(failures, losses, given_out)
+                assert len(set(counted)) == len(counted) <= COUNTED_MAX
+                fresh = set(counted) - set(before.counted)
+                assert not fresh & self.dealt_with, "an end counted twice"
+                assert len(fresh) == failed or (len(fresh) <= 1 and lost == 1)
+                self.dealt_with |= fresh
+                job.troubles[task] = Trouble(failures, losses, given_out, counted)
                 job.reruns += losses - before.losses
             case fx.RecordCancelled(number, ranges, seq):
                 job = self.jobs[number]
@@ -166,10 +177,14 @@ class Machine(RuleBasedStateMachine):
                     spool = self.workers[name].spool
                     for n in [n for n in spool if n <= number]:
                         del spool[n]
+            case fx.RecordWorker(name, present):
+                (self.present.add if present else self.present.discard)(name)
             case fx.AnnounceWorkerLost(name):
+                assert name not in self.present
                 self.workers[name].joined = False
                 self.workers[name].revoke = None
             case fx.WelcomeWorker(name) | fx.ProbeWorker(name):
+                assert name in self.present
                 assert self.workers[name].joined
             case fx.RefuseWorker(name):
                 assert name not in self.workers or not self.workers[name].joined
@@ -428,13 +443,16 @@ class Machine(RuleBasedStateMachine):
 
     # --- time -------------------------------------------------------------------------------------------
 
-    @rule(step_s=st.sampled_from([0.01, 0.5, 3.0, 11.0]), heard=st.sets(st.integers(0, 4)))
+    @rule(step_s=st.sampled_from([0.01, 0.5, 3.0, 3.9, 11.0]), heard=st.sets(st.integers(0, 4)))
     def time_passes(self, step_s: float, heard: set[int]) -> None:
         self.now += step_s
         alive = [
             ev.WorkerHeard(n) for i, n in enumerate(self.workers) if i in heard and self.workers[n].joined
         ]
-        self.handle(*alive, ev.TimePassed())
+        before = self.scheduler.workers()
+        self.handle(ev.TimePassed(), *alive)
+        if step_s > SETTINGS.probe_s:
+            assert self.scheduler.workers().keys() == before.keys(), "lost for time that stood still"
         for name in self.joined():
             assert self.now - self.scheduler.workers()[name].heard < SETTINGS.lease_s
         wake = self.scheduler.next_wake(self.now)
@@ -454,8 +472,8 @@ class Machine(RuleBasedStateMachine):
         scheduler.check_invariants()
         return scheduler
 
-    @rule(really=st.sampled_from([False, False, True]))
-    def restart_manager(self, really: bool) -> None:
+    @rule(really=st.sampled_from([False, False, True]), known=st.booleans())
+    def restart_manager(self, really: bool, known: bool) -> None:
         if not really:
             return
         self.epoch += 1
@@ -463,6 +481,17 @@ class Machine(RuleBasedStateMachine):
         for worker in self.workers.values():
             worker.joined = False
             worker.revoke = None
+        expected = sorted(self.present) if known else None
+        for effect in self.handle(ev.WorkersExpected(expected)):
+            assert not isinstance(effect, fx.AssignTasks)
+        assert self.scheduler.expected() == (self.present if known else set())
+
+    @precondition(lambda self: self.scheduler.expected())
+    @rule(data=st.data())
+    def somebody_is_reported_gone(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.scheduler.expected())))
+        self.handle(ev.WorkerLost(name, "not there"))
+        assert name not in self.present
 
     # --- what must always hold ----------------------------------------------------------------------------
 
@@ -494,6 +523,12 @@ class Machine(RuleBasedStateMachine):
             assert again == live
             for task in range(size):
                 assert other.trouble(number, task) == self.scheduler.trouble(number, task)
+
+    @invariant()
+    def store_knows_who_is_there(self) -> None:
+        assert self.present == set(self.scheduler.workers()) | self.scheduler.expected() or (
+            self.scheduler.expected() == set() and self.present >= set(self.scheduler.workers())
+        )
 
     @invariant()
     def questions_are_answered(self) -> None:

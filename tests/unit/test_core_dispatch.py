@@ -131,7 +131,12 @@ def test_an_idle_worker_makes_the_fullest_hand_give_back_half_of_its_excess() ->
     work_off(rig, "a@p/1", 1, range(FIRST, FIRST + 2), 2.0)
     more = work_off(rig, "a@p/1", 1, range(FIRST + 2, FIRST + 5), 2.0, 2)
     assert [a.tasks for a in more] == [[5, 6, 7, 8]]
-    rig.expect(fx.WelcomeWorker("b@p/1"), fx.RevokeTasks("a@p/1", 1, 2), after=joined("b@p/1"))
+    rig.expect(
+        fx.RecordWorker("b@p/1", True),
+        fx.WelcomeWorker("b@p/1"),
+        fx.RevokeTasks("a@p/1", 1, 2),
+        after=joined("b@p/1"),
+    )
     rig.expect(after=ev.TimePassed())  # one revocation at a time
     given = rig.given(ev.AttemptsRevoked("a@p/1", 1, [FIRST + 7, FIRST + 8]))
     assert [(a.worker, a.tasks) for a in given] == [("b@p/1", [7])], (
@@ -161,7 +166,7 @@ def test_work_of_a_few_milliseconds_is_not_taken_back() -> None:
     work_off(rig, "a@p/1", 1, range(FIRST, FIRST + 2), 0.001)
     work_off(rig, "a@p/1", 1, range(FIRST + 2, FIRST + 4), 0.001, 2)
     assert rig.scheduler.counts(1) == JobCounts(running=5, completed=4)
-    rig.expect(fx.WelcomeWorker("b@p/1"), after=joined("b@p/1"))
+    rig.expect(fx.RecordWorker("b@p/1", True), fx.WelcomeWorker("b@p/1"), after=joined("b@p/1"))
     rig.now += 1.0
     # they take longer than was thought
     rig.expect(fx.RevokeTasks("a@p/1", 1, 2), after=ev.TimePassed())

@@ -81,7 +81,6 @@ def test_a_task_tells_where_it_is_and_what_befell_it() -> None:
         f"Task 1_0 is with worker b@p/1 as attempt {FIRST + 2}.",
         f"Worker a@p/1 came back with it as attempt {FIRST + 1}; the first result counts.",
         "It failed once and may be tried again twice after that.",
-        "It was lost with its worker once; at 3 it is set aside.",
     ]
     rig.now += 1
     assert rig.scheduler.story(1, 0, rig.now) == [

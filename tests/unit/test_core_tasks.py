@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from core_rig import EPOCH, FIRST, OLD, Rig, ended, joined, submitted
+from core_rig import EPOCH, FIRST, Rig, ended, joined, submitted
 
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
 from kestrel.core.model import (
     AttemptEnd,
-    HeldByWorker,
     JobCounts,
     JobState,
-    JobTerms,
-    RestoredJob,
     TaskState,
-    Trouble,
 )
 from kestrel.errors import InternalError, UsageError
 
@@ -29,6 +25,7 @@ def test_a_task_is_queued_given_out_recorded_and_ends_its_job() -> None:
     rig.expect(fx.AnnounceJob(1), after=submitted(1, 1))
     assert rig.scheduler.job_state(1) is JobState.PENDING
     rig.expect(
+        fx.RecordWorker("a@p/1", True),
         fx.WelcomeWorker("a@p/1"),
         fx.AssignTasks("a@p/1", 1, FIRST, [0]),
         fx.AnnounceJob(1),
@@ -67,7 +64,7 @@ def test_a_failed_task_is_tried_again_at_the_end_until_its_retries_are_used_up()
     rig.join("a@p/1")
     # two in hand: one runs, one more because the length of the tasks is not known
     rig.expect(
-        fx.RecordTrouble(1, 0, 1, 0),
+        fx.RecordTrouble(1, 0, 1, 0, False, (FIRST,)),
         fx.AcknowledgeReport("a@p/1", 1),
         fx.AnnounceJob(1),
         after=rig.report("a@p/1", ended(1, 0, FIRST, AttemptEnd.FAILED)),
@@ -95,7 +92,7 @@ def test_a_launcher_that_dies_counts_as_a_loss_and_the_third_makes_poison() -> N
     for losses in (1, 2):
         attempt = FIRST + losses - 1
         rig.expect(
-            fx.RecordTrouble(1, 0, 0, losses),
+            fx.RecordTrouble(1, 0, 0, losses, False, tuple(range(FIRST, attempt + 1))),
             fx.AcknowledgeReport("a@p/1", losses),
             fx.AssignTasks("a@p/1", 1, attempt + 1, [0]),
             fx.AnnounceJob(1),
@@ -164,6 +161,7 @@ def test_cancelling_a_job_ends_what_waits_and_stops_what_runs() -> None:
     )
     rig.expect(
         fx.RecordResult(1, 2, 1000, TaskState.CANCELLED, FIRST + 2, "a@p/1", None, "gone"),
+        fx.RecordWorker("a@p/1", False),
         fx.AnnounceWorkerLost("a@p/1", "gone", 0),
         fx.RecordJobEnded(1, JobState.CANCELLED),
         fx.AnnounceJob(1),
@@ -242,96 +240,6 @@ def test_only_ended_jobs_can_be_forgotten() -> None:
         rig.scheduler.forget(1)
     with pytest.raises(UsageError, match="knows no job 2"):
         rig.scheduler.counts(2)
-
-
-# --- after a restart of the manager -----------------------------------------------------------------------
-
-
-def restored(states: list[TaskState], **more: object) -> ev.JobRestored:
-    return ev.JobRestored(RestoredJob(1, JobTerms("ann", retries=2), bytearray(states), **more))  # type: ignore[arg-type]
-
-
-def test_a_restored_job_waits_for_its_workers_but_a_new_one_does_not() -> None:
-    rig = Rig(settle_s=3.0)
-    done, waits = TaskState.COMPLETED, TaskState.QUEUED
-    rig.expect(after=restored([done, waits, waits], troubles={1: Trouble(1, 1)}, reruns=1))
-    assert rig.scheduler.counts(1) == JobCounts(queued=2, completed=1)
-    assert (rig.scheduler.last_seq(1), rig.scheduler.reruns(1)) == (1, 1)
-    assert rig.scheduler.trouble(1, 1) == (1, 1)
-    rig.expect(
-        fx.WelcomeWorker("a@p/1"),
-        fx.AnnounceJob(1),
-        after=joined("a@p/1", held=[HeldByWorker(1, 2, OLD)]),
-    )
-    assert rig.scheduler.task_worker(1, 2) == ("a@p/1", OLD)
-    rig.join("b@p/1")
-    assert [(a.worker, a.job) for a in rig.submit(2, 1)] == [("b@p/1", 2)]
-    rig.now += 2.9
-    rig.expect(after=ev.TimePassed())
-    assert rig.scheduler.next_wake(rig.now) == pytest.approx(1003.0)
-    rig.now += 0.1
-    rig.join("c@p/1")
-    assert rig.scheduler.task_worker(1, 1) == ("c@p/1", FIRST + 1)
-
-
-def test_a_result_of_an_earlier_epoch_counts_once() -> None:
-    rig = Rig(settle_s=3.0)
-    rig.effects(restored([TaskState.QUEUED] * 2))
-    rig.join("a@p/1")
-    failed = rig.report("a@p/1", ended(1, 0, OLD, AttemptEnd.FAILED))
-    rig.expect(
-        fx.RecordTrouble(1, 0, 1, 0), fx.AcknowledgeReport("a@p/1", 1), fx.AnnounceJob(1), after=failed
-    )
-    rig.expect(fx.AcknowledgeReport("a@p/1", 1), after=failed)
-    rig.expect(
-        result(1, 1, 1, TaskState.COMPLETED, OLD + 1, "a@p/1"),
-        fx.AcknowledgeReport("a@p/1", 2),
-        fx.AnnounceJob(1),
-        after=rig.report("a@p/1", ended(1, 1, OLD + 1)),
-    )
-    assert rig.scheduler.strays().late == 2
-    assert rig.scheduler.strays().refused == 1
-
-
-def test_a_job_restored_as_cancelled_ends_when_its_workers_had_time_to_come_back() -> None:
-    rig = Rig(settle_s=3.0)
-    rig.expect(after=restored([TaskState.QUEUED] * 3, cancelled=True))
-    rig.expect(
-        fx.WelcomeWorker("a@p/1"),
-        fx.StopAttempts("a@p/1", [OLD]),
-        fx.AnnounceJob(1),
-        after=joined("a@p/1", held=[HeldByWorker(1, 1, OLD)]),
-    )
-    rig.now += 3.0
-    rig.expect(fx.RecordCancelled(1, [(0, 1), (2, 3)], 1), fx.AnnounceJob(1), after=ev.TimePassed())
-    rig.expect(
-        result(1, 1, 3, TaskState.CANCELLED, OLD, "a@p/1"),
-        fx.AcknowledgeReport("a@p/1", 1),
-        fx.RecordJobEnded(1, JobState.CANCELLED),
-        fx.AnnounceJob(1),
-        after=rig.report("a@p/1", ended(1, 1, OLD, AttemptEnd.CANCELLED)),
-    )
-
-
-def test_a_restored_job_whose_tasks_are_all_found_again_ends_before_the_grace_period() -> None:
-    rig = Rig(settle_s=3.0)
-    rig.effects(restored([TaskState.QUEUED]))
-    rig.join("a@p/1", held=[HeldByWorker(1, 0, OLD)])
-    rig.expect(
-        result(1, 0, 1, TaskState.COMPLETED, OLD, "a@p/1"),
-        fx.AcknowledgeReport("a@p/1", 1),
-        fx.RecordJobEnded(1, JobState.COMPLETED),
-        fx.AnnounceJob(1),
-        after=rig.report("a@p/1", ended(1, 0, OLD)),
-    )
-    assert rig.scheduler.next_wake(rig.now) == pytest.approx(rig.now + 5.0)
-
-
-def test_running_tasks_are_never_restored() -> None:
-    rig = Rig()
-    with pytest.raises(InternalError, match="none are ever stored"):
-        rig.scheduler.handle([restored([TaskState.RUNNING])], rig.now)
-    assert rig.scheduler.job_ids() == []
 
 
 def test_attempt_ids_contain_the_epoch() -> None:

@@ -22,6 +22,7 @@ def test_the_tasks_of_a_lost_worker_go_first_to_the_next_and_only_the_oldest_cou
     rig.expect(
         fx.RecordTrouble(1, 1, 0, 1),
         fx.RecordTrouble(1, 0, 0, 1),
+        fx.RecordWorker("a@p/1", False),
         fx.AnnounceWorkerLost("a@p/1", "gone", 3),
         fx.AnnounceJob(1),
         after=ev.WorkerLost("a@p/1", "gone"),
@@ -40,6 +41,7 @@ def test_a_lost_workers_task_is_dispatched_elsewhere_in_the_same_turn() -> None:
     rig.join("b@p/1")
     rig.expect(
         fx.RecordTrouble(1, 0, 0, 1),
+        fx.RecordWorker("a@p/1", False),
         fx.AnnounceWorkerLost("a@p/1", "gone", 1),
         fx.AssignTasks("b@p/1", 1, FIRST + 1, [0]),
         fx.AnnounceJob(1),
@@ -55,11 +57,13 @@ def test_what_must_not_run_twice_fails_with_its_worker_and_never_travels_ahead()
     rig.expect(
         fx.RecordResult(1, 1, 1, TaskState.NODE_FAIL, FIRST + 1, "a@p/1", None, reason),
         fx.RecordResult(1, 0, 2, TaskState.NODE_FAIL, FIRST, "a@p/1", None, reason),
+        fx.RecordWorker("a@p/1", False),
         fx.AnnounceWorkerLost("a@p/1", "gone", 0),
         fx.AnnounceJob(1),
         after=ev.WorkerLost("a@p/1", "gone"),
     )
     rig.expect(
+        fx.RecordWorker("a@p/1", True),
         fx.WelcomeWorker("a@p/1"),
         fx.StopAttempts("a@p/1", [FIRST]),
         fx.RecordTrouble(1, 2, 0, 0, True),
@@ -80,6 +84,7 @@ def test_a_task_that_loses_three_workers_is_set_aside() -> None:
     reason = "gone; it was lost with its worker 3 times, so it is set aside"
     rig.expect(
         fx.RecordResult(1, 0, 1, TaskState.NODE_FAIL, FIRST + 2, "w@p/2", None, reason),
+        fx.RecordWorker("w@p/2", False),
         fx.AnnounceWorkerLost("w@p/2", "gone", 0),
         fx.RecordJobEnded(1, JobState.FAILED),
         fx.AnnounceJob(1),
@@ -139,7 +144,9 @@ def test_a_worker_that_comes_back_with_its_task_gets_it_again_if_nobody_has_it()
     rig.join("a@p/1")
     lost(rig, "a@p/1")
     rig.expect(
+        fx.RecordWorker("a@p/1", True),
         fx.WelcomeWorker("a@p/1"),
+        fx.RecordTrouble(1, 0, 0, 0),
         fx.AnnounceJob(1),
         after=joined("a@p/1", held=[HeldByWorker(1, 0, FIRST)]),
     )
@@ -150,7 +157,9 @@ def test_a_worker_that_comes_back_with_its_task_gets_it_again_if_nobody_has_it()
 def test_a_task_that_two_workers_have_ends_with_the_first_result(winner: str, loser: str) -> None:
     rig = two_attempts()
     rig.expect(
+        fx.RecordWorker("a@p/1", True),
         fx.WelcomeWorker("a@p/1"),
+        fx.RecordTrouble(1, 0, 0, 0),
         fx.AnnounceJob(1),
         after=joined("a@p/1", held=[HeldByWorker(1, 0, FIRST)]),
     )
@@ -171,7 +180,8 @@ def test_a_task_that_two_workers_have_survives_the_loss_of_one() -> None:
     rig = two_attempts()
     rig.join("a@p/1", held=[HeldByWorker(1, 0, FIRST)])
     rig.expect(
-        fx.RecordTrouble(1, 0, 0, 2),
+        fx.RecordTrouble(1, 0, 0, 1),
+        fx.RecordWorker("b@p/1", False),
         fx.AnnounceWorkerLost("b@p/1", "gone", 0),
         fx.AnnounceJob(1),
         after=ev.WorkerLost("b@p/1", "gone"),
@@ -211,6 +221,7 @@ def test_what_a_joining_worker_was_never_given_is_stopped(held: HeldByWorker) ->
     rig.submit(1, 3, requires="gpu")
     rig.join("a@p/1", 1, "gpu")
     rig.expect(
+        fx.RecordWorker("b@p/1", True),
         fx.WelcomeWorker("b@p/1"),
         fx.StopAttempts("b@p/1", [held.attempt]),
         after=joined("b@p/1", held=[held]),
@@ -272,6 +283,7 @@ def test_a_silent_worker_is_probed_and_then_lost() -> None:
         rig.expect(fx.ProbeWorker("a@p/1"), after=[ev.WorkerHeard("b@p/1"), ev.TimePassed()])
     rig.now = start + 15.0
     rig.expect(
+        fx.RecordWorker("a@p/1", False),
         fx.AnnounceWorkerLost("a@p/1", "not heard for 15.0 s", 0),
         fx.RefuseWorker("a@p/1", REFUSAL),
         fx.ProbeWorker("b@p/1"),
@@ -297,6 +309,76 @@ def test_every_message_of_a_worker_renews_its_lease(sign: ev.Event) -> None:
     rig.effects(sign)
     rig.now += 14.0
     rig.expect(fx.ProbeWorker("a@p/1"), after=ev.TimePassed())
+
+
+def test_nobody_is_lost_for_time_in_which_the_manager_stood_still() -> None:
+    rig = Rig(probe_s=5.0, lease_s=15.0)
+    rig.submit(1, 1)
+    rig.join("a@p/1")
+    rig.join("b@p/1")
+    rig.now += 3600.0
+    rig.expect(fx.ProbeWorker("a@p/1"), fx.ProbeWorker("b@p/1"), after=ev.TimePassed())
+    for _ in range(2):
+        rig.now += 5.0
+        rig.expect(fx.ProbeWorker("a@p/1"), after=[ev.TimePassed(), ev.WorkerHeard("b@p/1")])
+    rig.now += 4.9
+    rig.expect(after=[ev.WorkerHeard("b@p/1"), ev.TimePassed()])
+    rig.now += 0.1
+    rig.expect(
+        fx.RecordTrouble(1, 0, 0, 1),
+        fx.RecordWorker("a@p/1", False),
+        fx.AnnounceWorkerLost("a@p/1", "not heard for 15.0 s", 1),
+        fx.RefuseWorker("a@p/1", REFUSAL),
+        fx.AssignTasks("b@p/1", 1, FIRST + 1, [0]),
+        fx.AnnounceJob(1),
+        after=ev.TimePassed(),
+    )
+
+
+def test_whoever_speaks_first_after_a_standstill_excuses_all() -> None:
+    """The tick need not be the first event of a manager that goes on."""
+    rig = Rig(probe_s=5.0, lease_s=15.0)
+    rig.join("a@p/1")
+    rig.join("b@p/1")
+    rig.now += 60.0
+    rig.expect(after=ev.WorkerHeard("b@p/1"))
+    rig.now += 0.1
+    rig.expect(fx.ProbeWorker("a@p/1"), after=ev.TimePassed())
+    assert rig.scheduler.has_worker("a@p/1")
+
+
+def test_a_sign_of_life_counts_wherever_it_stands_in_its_batch() -> None:
+    rig = Rig(probe_s=5.0, lease_s=15.0)
+    rig.join("a@p/1")
+    for _ in range(3):
+        rig.now += 4.9
+        rig.effects(ev.TimePassed())
+    rig.now += 0.3
+    rig.expect(after=[ev.TimePassed(), ev.WorkerHeard("a@p/1")])
+    assert rig.scheduler.workers()["a@p/1"].heard == rig.now
+
+
+def test_a_long_task_whose_worker_is_cut_off_again_and_again_is_no_poison() -> None:
+    rig = Rig(losses_max=3)
+    rig.submit(1, 1)
+    rig.join("a@p/1")
+    for _ in range(5):
+        rig.expect(
+            fx.RecordTrouble(1, 0, 0, 1),
+            fx.RecordWorker("a@p/1", False),
+            fx.AnnounceWorkerLost("a@p/1", "gone", 1),
+            fx.AnnounceJob(1),
+            after=ev.WorkerLost("a@p/1", "gone"),
+        )
+        rig.expect(
+            fx.RecordWorker("a@p/1", True),
+            fx.WelcomeWorker("a@p/1"),
+            fx.RecordTrouble(1, 0, 0, 0),
+            fx.AnnounceJob(1),
+            after=joined("a@p/1", held=[HeldByWorker(1, 0, FIRST)]),
+        )
+    assert rig.scheduler.reruns(1) == 0
+    assert rig.scheduler.trouble(1, 0) == (0, 0)
 
 
 def test_a_drained_worker_gets_nothing_until_it_is_wanted_again() -> None:

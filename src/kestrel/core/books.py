@@ -36,9 +36,9 @@ class Strays:
     late: int = 0
     """Counted all the same: the first result, from a worker that had been given up or an earlier epoch."""
     duplicates: int = 0
-    """Ignored: the task had its result already, or its job is gone."""
+    """Ignored: the task had its result already, its job is gone, or this attempt had told its end before."""
     refused: int = 0
-    """Ignored: that worker never had that attempt of that task, or had already told its end."""
+    """Ignored: that worker never had that attempt of that task, as far as is remembered."""
 
 
 class Books:
@@ -179,7 +179,9 @@ class Books:
     def trouble(self, job: Job, task: TaskIndex) -> None:
         """Have the task's counters stored."""
         mark = job.mark(task)
-        self.effects.append(fx.RecordTrouble(job.id, task, mark.failures, mark.losses, mark.given_out))
+        self.effects.append(
+            fx.RecordTrouble(job.id, task, mark.failures, mark.losses, mark.given_out, mark.counted)
+        )
         self.touched[job] = None
 
     def lose(
@@ -209,6 +211,12 @@ class Books:
         self.requeue(job, task, front=True)
         self.tell(job.id, (task,), f"lost ({reason})", worker, attempt)
         return task not in job.running
+
+    def forgive_loss(self, job: Job, task: TaskIndex) -> None:
+        """The worker that was lost with the task is back with it: the task is not what made it go."""
+        job.mark(task).losses -= 1
+        job.reruns -= 1
+        self.trouble(job, task)
 
     def cancel_queued(self, job: Job, ranges: Sequence[tuple[int, int]]) -> None:
         """These ranges, whose bytes say CANCELLED already, get their results."""

@@ -119,7 +119,8 @@ class AttemptsRevoked:
 
 @dataclass(frozen=True, slots=True)
 class TimePassed:
-    """Time to look at leases and grace periods. The shell sends it a few times a second."""
+    """Time to look at leases, grace periods and paroles. The shell sends it a few times a second, and it is
+    applied after all other events of its batch."""
 
 
 Event: TypeAlias = (

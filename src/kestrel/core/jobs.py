@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from kestrel.core.model import (
+    COUNTED_MAX,
     AttemptId,
     JobCounts,
     JobId,
@@ -73,7 +74,7 @@ class Attempt(Struct, eq=False):
 class Mark:
     """What is unusual about a task; most tasks never have one."""
 
-    __slots__ = ("cancelling", "failures", "given_out", "losses", "spent", "superseded", "twins")
+    __slots__ = ("cancelling", "counted", "failures", "given_out", "losses", "spent", "superseded", "twins")
 
     def __init__(self, failures: int = 0, losses: int = 0) -> None:
         self.failures = failures
@@ -81,12 +82,22 @@ class Mark:
         self.given_out = False
         """A worker has it, or had it in an earlier epoch; kept only if it must not run twice."""
         self.cancelling = False
-        self.superseded: list[tuple[AttemptId, WorkerId]] = []
-        """Lost with their workers; a late result would still count. Oldest first."""
+        self.superseded: dict[tuple[AttemptId, WorkerId], bool] = {}
+        """Lost with their workers, and whether that is in `losses`; a late result still counts. Oldest first."""
         self.twins: list[Attempt] = []
         """Live attempts beside the one in `Job.running`: workers that came back with it."""
+        self.counted: tuple[AttemptId, ...] = ()
+        """As in `Trouble`; stored with the counters."""
         self.spent: list[AttemptId] = []
-        """Attempts of earlier epochs whose end was already counted."""
+        """Attempts of earlier epochs whose end was told in this one, whatever it was."""
+
+    def count(self, attempt: AttemptId) -> None:
+        """The end of this attempt was dealt with, and the task goes on."""
+        self.counted = (*self.counted, attempt)[-COUNTED_MAX:]
+
+    def has_ended(self, attempt: AttemptId) -> bool:
+        """Whether the end of this attempt was told before."""
+        return attempt in self.counted or attempt in self.spent
 
 
 class Job:

@@ -19,7 +19,7 @@ WorkerId: TypeAlias = str
 
 ATTEMPTS_PER_EPOCH_BITS = 32
 COUNTED_MAX = 8
-"""Most attempts of one task that are remembered as counted failures."""
+"""Most attempts of one task of which it is remembered that their end is dealt with."""
 
 
 def first_attempt(epoch: int) -> AttemptId:
@@ -138,7 +138,8 @@ class SchedulerSettings:
     lost_workers_kept: int = 100
     """Workers that left lately, kept for `explain` and the pool's view."""
     superseded_max: int = 8
-    """Attempts of one task, lost with their workers, whose late results would still count."""
+    """Attempts of one task, lost with their workers, whose late results would still count; also, ended ones
+    of earlier epochs that are recognised when they are reported again."""
     parcel_s_min: float = 0.05
     """Less work than this per slot is neither split for fairness nor taken back from a worker."""
     settle_s: float = 3.0
@@ -167,8 +168,10 @@ class Trouble:
     given_out: bool = False
     """A task that must not run twice was given to a worker, and may have been started there."""
     counted: tuple[AttemptId, ...] = ()
-    """Attempts whose failure is in `failures`, the latest last; at most `COUNTED_MAX`. Told again after a
-    restart, they must not count twice."""
+    """Attempts whose reported end is dealt with, while the task was tried again: failures, those that died
+    with their worker's launcher, and probes that were blamed on the worker. The latest last, at most
+    `COUNTED_MAX`. Reported again, after a restart too, they must change nothing. Attempts lost with their
+    worker are not among them: a late result of theirs still counts."""
 
 
 @dataclass(frozen=True, slots=True)

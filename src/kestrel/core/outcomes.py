@@ -113,7 +113,7 @@ class Outcomes:
             job.note_durations(1, outcome.wall_s, self.books.settings.backlog_max - 1)
         self.books.detach(attempt)
         if attempt.id < self.books.first_attempt:
-            job.mark(attempt.task).spent.append(attempt.id)
+            self._note_spent(job, attempt.task, attempt.id)
         self._apply(job, worker.id, outcome)
 
     def stray(self, worker: WorkerId, outcome: AttemptOutcome) -> None:
@@ -125,7 +125,7 @@ class Outcomes:
             books.strays.duplicates += 1
         elif not 0 <= task < job.size:
             books.strays.refused += 1
-        elif job.state(task).terminal:
+        elif job.state(task).terminal or (task in job.marks and job.marks[task].has_ended(outcome.attempt)):
             books.strays.duplicates += 1
         elif not self._known(job, task, outcome.attempt, worker):
             books.strays.refused += 1
@@ -142,16 +142,20 @@ class Outcomes:
             held = job.running.get(task)
             twins = [] if mark is None else mark.twins
             elsewhere = [a for a in (held, *twins) if a is not None and a.id == attempt]
-            return attempt > 0 and not elsewhere and (mark is None or attempt not in mark.spent)
+            return attempt > 0 and not elsewhere and (mark is None or not mark.has_ended(attempt))
         return mark is not None and (attempt, worker) in mark.superseded
 
     def _spend(self, job: Job, task: TaskIndex, attempt: AttemptId, worker: WorkerId) -> None:
         """The end of this attempt is told: it cannot be told again."""
-        mark = job.mark(task)
         if attempt < self.books.first_attempt:
-            mark.spent.append(attempt)
+            self._note_spent(job, task, attempt)
         else:
-            mark.superseded.remove((attempt, worker))
+            del job.mark(task).superseded[attempt, worker]
+
+    def _note_spent(self, job: Job, task: TaskIndex, attempt: AttemptId) -> None:
+        spent = job.mark(task).spent
+        spent.append(attempt)
+        del spent[: -self.books.settings.superseded_max]
 
     def _apply(self, job: Job, worker: WorkerId, outcome: AttemptOutcome) -> None:
         """The end of an attempt that is in nobody's hand any more, for a task without a result."""
@@ -167,11 +171,13 @@ class Outcomes:
             if cancelling or mark.failures > job.terms.retries:
                 books.finish(job, task, _FAILURES[end], attempt, worker, outcome.report)
                 return
+            mark.count(attempt)
             books.trouble(job, task)
             books.tell(job.id, (task,), f"{end.name}, to be tried again", worker, attempt)
             if job.states[task] == RUNNING:
                 books.requeue(job, task, front=False)
         elif end is AttemptEnd.LOST:
+            job.mark(task).count(attempt)
             books.lose(job, task, attempt, worker, "the worker's launcher died", started=True)
         elif task in job.running:
             books.tell(job.id, (task,), "stopped; another attempt goes on", worker, attempt)
@@ -236,8 +242,9 @@ class Outcomes:
             books.detach(attempt)
             if job.terms.restart and not job.wants_cancel(task):
                 superseded = job.mark(task).superseded
-                superseded.append((attempt.id, worker.id))
-                del superseded[: -books.settings.superseded_max]
+                superseded[attempt.id, worker.id] = attempt.id in started
+                if len(superseded) > books.settings.superseded_max:
+                    del superseded[next(iter(superseded))]
             if books.lose(job, task, attempt.id, worker.id, reason, started=attempt.id in started):
                 requeued += 1
         return requeued
@@ -246,7 +253,8 @@ class Outcomes:
         """A worker says what it has in hand; the books follow it.
 
         What it does not have any more is queued again, and stopped in case it was on its way to the
-        worker when this was written. What it has and nobody wants is stopped.
+        worker when this was written. What it has and nobody wants is stopped. A task that it still runs
+        did not kill it: however often a long task's worker is cut off, that makes no poison.
         """
         books = self.books
         unwanted: list[AttemptId] = []
@@ -265,8 +273,9 @@ class Outcomes:
                 unwanted.append(item.attempt)
                 continue
             job = books.jobs[item.job]
-            if item.attempt >= books.first_attempt:
-                job.mark(item.task).superseded.remove((item.attempt, worker.id))
+            mark = job.marks.get(item.task)
+            if mark is not None and mark.superseded.pop((item.attempt, worker.id), False):
+                books.forgive_loss(job, item.task)
             books.adopt(worker, job, item.task, item.attempt)
             books.tell(job.id, (item.task,), "found again", worker.id, item.attempt)
             if job.wants_cancel(item.task):

@@ -232,6 +232,11 @@ class Pool:
         self._by_heard.move_to_end(worker)
         self._touch(worker, now)
 
+    def excuse(self, now: float) -> None:
+        """Everybody counts as heard now, but stays due to be probed. Costs O(workers)."""
+        for worker in self._by_heard:
+            worker.heard = now
+
     def _touch(self, worker: Worker, now: float) -> None:
         self._by_touched[worker] = now
         self._by_touched.move_to_end(worker)

@@ -52,14 +52,28 @@ class Scheduler:
     def handle(self, events: Sequence[ev.Event], now: float) -> list[fx.Effect]:
         """Apply all events, then hand out work once. `now`: monotonic seconds.
 
+        The rule of *time that stood still*: when more than `probe_s` have gone by since the last call, it
+        was the manager that was away (stopped, suspended, without its store), for a live one calls a few
+        times a second. Nobody is lost for that silence: everybody counts as heard now, and is probed. The
+        grace period after a restart grows by the gap.
+
         Raises `InternalError` for events that no sound shell sends (an unknown job extended, a job
         submitted twice); such an event changes nothing, and those before it in the sequence are kept.
         """
         books = self._books
-        books.now = now
+        gap_s, books.now = now - books.now, now
+        if gap_s > books.settings.probe_s:
+            self._excuse_silence(gap_s)
         self._refused.clear()
+        time_passed = False
         for event in events:
-            self._apply(event)
+            if isinstance(event, ev.TimePassed):
+                time_passed = True
+            else:
+                self._apply(event)
+        if time_passed:
+            # last: a sign of life that waited beside it must count, in whatever order they came
+            self._on_time_passed()
         self._dispatch.settle()
         effects, books.effects = books.effects, []
         return effects
@@ -100,7 +114,7 @@ class Scheduler:
                 if worker is not None:
                     self._books.pool.drain(worker, drained)
             case ev.TimePassed():
-                self._on_time_passed()
+                pass  # `handle` sees to it, after all others
             case _:
                 assert_never(event)
 
@@ -146,6 +160,7 @@ class Scheduler:
                 mark = job.mark(task)
                 mark.failures, mark.losses = trouble.failures, trouble.losses
                 mark.given_out = trouble.given_out
+                mark.counted = tuple(trouble.counted)
         books.settling.restore(job, books.now)
         books.touched.pop(job, None)
         books.tell(job.id, None, "restored from the store")
@@ -189,6 +204,11 @@ class Scheduler:
             if event.attempts:
                 # after an empty answer it is not asked again before it gets more: it has started all
                 self._dispatch.note_excess(worker)
+
+    def _excuse_silence(self, gap_s: float) -> None:
+        """Nobody could be heard while time stood still (see `handle`)."""
+        self._books.pool.excuse(self._books.now)
+        self._books.settling.extend(gap_s)
 
     def _on_time_passed(self) -> None:
         books = self._books
