@@ -4,9 +4,10 @@
 PY = .venv/bin/python
 TESTS ?=
 SOAK ?=
+CHAOS ?=
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check setup format lint types layers docs docs-check bench soak clean distclean
+.PHONY: help demo test check setup format lint types layers docs docs-check bench soak chaos clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
@@ -52,6 +53,10 @@ bench: setup ## run the benchmarks; each prints its numbers
 
 soak: ## play new simulated histories until Ctrl-C; failing seeds are printed with the command to replay them
 	@$(PY) -m kestrel.sim --soak $(SOAK)
+
+chaos: setup ## 100,000 tasks while workers, managers, server and PostgreSQL are killed; ends with a table of zeros
+	@sh tools/debian-packages.sh tests
+	@$(PY) benchmarks/chaos $(CHAOS)
 
 clean: ## remove what tools and the demo left behind
 	@rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -41,7 +41,7 @@ class RealPool:
     """`with RealPool(scratch, plan) as pool: …`; `scratch` is an empty directory."""
 
     def __init__(self, scratch: Path, plan: PoolPlan, *, postgres: PrivatePostgres | None = None) -> None:
-        """A running PostgreSQL may be handed over; it stays the caller's."""
+        """A running PostgreSQL may be handed over, to have a database made in it; it stays the caller's."""
         self.scratch = scratch
         self.plan = plan
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("KESTREL_", "XDG_"))}
@@ -109,7 +109,7 @@ class RealPool:
             self.postgres = PrivatePostgres()
             self.postgres.create()
             self.postgres.start()
-        self.place = self.postgres.create_database("kestrel")
+        self.place = self.postgres.create_database(f"kestrel{self.port}")
 
     def start_server(self) -> None:
         self.server.start()
