@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from kestrel.core.effects import (
     RecordCancelled,
@@ -330,6 +330,7 @@ class LeaseView:
     """Whether the database still sees the session that renewed last."""
 
 
+@runtime_checkable
 class LeaseBook(Protocol):
     """The one row of a shared database that says which manager may write.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from kestrel.core.model import SchedulerSettings
+from kestrel.manager.jobs import terms_of
 from kestrel.manager.manager import Manager
 from kestrel.manager.settings import ManagerSettings
 from kestrel.ports import Show
@@ -49,24 +51,27 @@ class Notes:
 class Rig:
     """One manager life after the other on one store."""
 
-    def __init__(self, settings: ManagerSettings | None = None) -> None:
+    def __init__(
+        self, settings: ManagerSettings | None = None, *, lapsed: Callable[[], bool] | None = None
+    ) -> None:
         self.timeline = Timeline()
         self.clock = ProcessClock(self.timeline)
         self.store = MemoryStore(self.clock)
         self.settings = settings or ManagerSettings(
             scheduler=replace(SchedulerSettings(), settle_s=1.0), tick_s=0.5
         )
+        self.lapsed = lapsed
         self.start()
 
     def start(self) -> None:
         self.notes = Notes()
-        self.manager = Manager(self.clock, self.notes, self.store, self.settings)
-        self.manager.start()
+        self.manager = Manager(self.clock, self.notes, self.store, self.settings, lapsed=self.lapsed)
+        self.manager.start(self.store.open(terms_of))
         self.manager.on_up("manager.example.org")
 
     def restart(self) -> None:
         """As after kill -9: the old manager is not asked."""
-        self.manager.close()
+        self.manager._end()
         self.start()
 
     def run(self, seconds: float = 0.1) -> None:

@@ -26,6 +26,7 @@ from kestrel.cli.run_outcome import Halt
 from kestrel.client import Client
 from kestrel.clock import AsyncioClock
 from kestrel.errors import EnvironmentProblem, UsageError
+from kestrel.manager.jobs import terms_of
 from kestrel.manager.manager import Manager
 from kestrel.ports import Show
 from kestrel.protocol import codec
@@ -214,7 +215,7 @@ def ran(
         store = MemoryStore(clock)
         manager = Manager(clock, None, store)  # type: ignore[arg-type]
         manager.transport = switch.port(MANAGER, manager)
-        manager.start()
+        manager.start(store.open(terms_of))
         client = Client(MANAGER, answer_s_max=30)
         client.attach(switch.port(USER, client))
         client.on_up(USER)

@@ -164,7 +164,7 @@ def test_peers_that_only_greet_are_not_remembered_without_bound():
     for i in range(50):
         rig.manager.on_available(f"x{i}@example.org/x", Show.ONLINE, "")
     assert len(rig.notes.presence) == 50
-    assert len(rig.manager._greeted) == 10
+    assert len(rig.manager.roster.greeted) == 10
 
 
 def test_workers_that_flood_an_absent_store_are_left_out_and_asked_again():
@@ -172,7 +172,7 @@ def test_workers_that_flood_an_absent_store_are_left_out_and_asked_again():
     rig.join(cores=1)
     commit = rig.store.commit
     full = StoreError("the disk is full", retry=True)
-    rig.store.commit = lambda _w, _r, done: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
+    rig.store.commit = lambda _w, _r, done, **_: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
     rig.tell(USER, m.Job(command="true"))
     rig.run()
     for _ in range(100):

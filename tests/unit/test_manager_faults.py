@@ -21,7 +21,7 @@ def test_a_store_that_fails_is_not_tried_again_after_the_manager_has_closed(rig:
     tried: list[int] = []
     full = StoreError("the disk is full", retry=True)
 
-    def refuse(writes: object, reads: object, done: object) -> None:
+    def refuse(writes: object, reads: object, done: object, *, unit: int) -> None:
         tried.append(1)
         rig.clock.call_later(0, lambda: done(CommitFailed(full)))  # type: ignore[operator]
 
@@ -48,7 +48,7 @@ def test_what_a_restored_job_changes_at_once_is_stored(rig: Rig, monkeypatch: py
     monkeypatch.setattr(Scheduler, "handle", with_an_end)
     written: list[object] = []
     commit = rig.store.commit
-    rig.store.commit = lambda w, r, d: (written.extend(w), commit(w, r, d))[1]  # type: ignore
+    rig.store.commit = lambda w, r, d, unit: (written.extend(w), commit(w, r, d, unit=unit))[1]  # type: ignore
     rig.restart()
     rig.run()
     assert written == [fx.RecordTrouble(1, 0, failures=1, losses=0)]

@@ -91,14 +91,15 @@ def test_a_repeated_addition_changes_nothing_and_a_gap_is_refused(rig: Rig):
 def test_nothing_is_told_while_the_store_is_busy(rig: Rig):
     held = []
     commit = rig.store.commit
-    rig.store.commit = lambda writes, reads, done: held.append((writes, reads, done))
+    rig.store.commit = lambda *unit, **number: held.append((unit, number))
     rig.join(cores=1)
     rig.tell(USER, m.Job(command="true"))
     rig.run()
     assert not rig.to(USER, m.Accepted)
     assert not rig.to(WORKER, m.Tasks)
     rig.store.commit = commit
-    commit(*held.pop(0))
+    (unit, number) = held.pop(0)
+    commit(*unit, **number)
     rig.run()
     assert len(rig.to(USER, m.Accepted)) == 1
     assert len(rig.to(WORKER, m.Tasks)) == 1
@@ -110,7 +111,7 @@ def test_a_full_disk_refuses_new_work_and_loses_none(rig: Rig):
     tasks = rig.to(WORKER, m.Tasks)[0]
     commit = rig.store.commit
     full = StoreError("the disk is full", hint="make room", retry=True)
-    rig.store.commit = lambda _w, _r, done: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
+    rig.store.commit = lambda _w, _r, done, **_: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
     rig.finish(tasks)
     assert not rig.to(WORKER, m.Ack)
     rig.tell(USER, m.Job(id="late", command="true"))
@@ -129,7 +130,7 @@ def test_who_submits_into_a_store_that_fails_hears_of_it_at_once_and_readers_wai
     rig.ask(m.Job(command="true"))
     commit = rig.store.commit
     full = StoreError("the disk is full", hint="make room", retry=True)
-    rig.store.commit = lambda _w, _r, done: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
+    rig.store.commit = lambda _w, _r, done, **_: rig.clock.call_later(0, lambda: done(CommitFailed(full)))
     rig.tell(USER, m.Job(id="first", command="true"))
     rig.tell(USER, m.Results(id="reader", job=1, wait=True))
     rig.run(3)
@@ -148,7 +149,7 @@ def test_a_store_that_is_broken_for_good_ends_the_manager(rig: Rig):
     ended = []
     rig.manager.on_failed = ended.append
     broken = StoreError("the file is damaged")
-    rig.store.commit = lambda _w, _r, done: rig.clock.call_later(0, lambda: done(CommitFailed(broken)))
+    rig.store.commit = lambda _w, _r, done, **_: rig.clock.call_later(0, lambda: done(CommitFailed(broken)))
     rig.tell(USER, m.Job(command="true"))
     rig.run()
     assert ended == [broken]

@@ -47,7 +47,7 @@ class Carrier:
                 case fx.RevokeTasks(worker, job, count):
                     self._tell_worker(unit, worker, m.Revoke(job=job, count=count))
                 case fx.AcknowledgeReport(worker, number):
-                    self._tell_worker(unit, worker, m.Ack(n=number))
+                    self._tell_worker(unit, worker, m.Ack(n=number, epoch=self.manager.epoch))
                 case fx.WelcomeWorker(worker):
                     self._tell_worker(unit, worker, self._welcome())
                 case fx.ProbeWorker(worker):

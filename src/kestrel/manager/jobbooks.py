@@ -141,10 +141,14 @@ class JobBooks:
 
     def _announce(self) -> None:
         self._announce_due = None
-        if (
-            self.manager._unit is not None
-        ):  # the scheduler is ahead of the store: told when that has caught up
-            self.manager._unit.tells.append(self._announce)
+        unit = self.manager._unit
+        if unit is not None:  # the scheduler is ahead of the store: told when that has caught up
+            unit.tells.append(self._announce)
+            return
+        if self.manager.is_lapsed:
+            self._announce_due = self.manager.clock.call_later(
+                self.manager.settings.announce_s, self._announce
+            )
             return
         changed, self._changed = self._changed, {}
         for job in changed:

@@ -89,6 +89,8 @@ class Leadership:
         """It is still ours, and we may act (again)."""
         self.on_view: Callable[[LeaseView], None] | None = None
         """What every look of who stands by shows."""
+        self.on_trouble: Callable[[StoreError], None] | None = None
+        """A question was not answered; it is put again."""
         self._clock = clock
         self._book = book
         self._state = _State.IDLE
@@ -100,7 +102,8 @@ class Leadership:
         self._still_since = 0.0
         self._alone_since: float | None = None
         self._answered_since: float | None = None
-        self._problem: StoreError | None = None
+        self.problem: StoreError | None = None
+        """Why the last question was not answered; None: it was."""
         self._when_given_back: Callable[[], None] | None = None
 
     # --- what the owner calls ---------------------------------------------------------------------------
@@ -155,9 +158,9 @@ class Leadership:
         if self._state is not _State.WAITING:
             return
         if isinstance(answer, StoreError):
-            self._trouble("lease_not_seen", answer)
             self._answered_since = self._alone_since = None
             self._look_later()
+            self._trouble("lease_not_seen", answer)
             return
         self._well()
         if self._is_ripe(answer):
@@ -209,10 +212,10 @@ class Leadership:
         if not isinstance(answer, int):
             # Somebody was quicker, or nobody knows: should it be ours, with only the answer lost, then we
             # cannot know that, and wait for it like for another one's.
-            if answer is not None:
-                self._trouble("lease_not_taken", answer)
             self._state = _State.WAITING
             self._look_later()
+            if answer is not None:
+                self._trouble("lease_not_taken", answer)
             return
         self._well()
         self._state = _State.HOLDING
@@ -243,8 +246,8 @@ class Leadership:
         if self._state is not _State.HOLDING:
             return
         if isinstance(answer, StoreError):
-            self._trouble("lease_not_renewed", answer)
             self._timer = self._clock.call_later(self.settings.poll_s, self._renew)
+            self._trouble("lease_not_renewed", answer)
         elif answer:
             self._well()
             self._extend(sent, wall)
@@ -279,12 +282,14 @@ class Leadership:
     # --- logs ---------------------------------------------------------------------------------------------
 
     def _trouble(self, event: str, problem: StoreError) -> None:
-        """Once for each kind of trouble in a row."""
-        if self._problem is None or self._problem.text != problem.text:
+        """Logged once for each kind of trouble in a row."""
+        if self.problem is None or self.problem.text != problem.text:
             log.warning(event, extra={"epoch": self.epoch, "problem": problem.text})
-        self._problem = problem
+        self.problem = problem
+        if self.on_trouble is not None:
+            self.on_trouble(problem)
 
     def _well(self) -> None:
-        if self._problem is not None:
-            self._problem = None
+        if self.problem is not None:
+            self.problem = None
             log.info("lease_answers_again", extra={"epoch": self.epoch})

@@ -146,6 +146,10 @@ class Outputs:
         del self._relays[error.re]
         self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(error, re=relay.request.id))
 
+    def unanswered(self) -> list[Request]:
+        """Requests that wait for workers."""
+        return [(r.sender, r.manner, r.request) for r in self._relays.values()]
+
     def expire(self, now: float) -> None:
         """Tell those who waited too long that the worker did not answer."""
         manager = self.manager

@@ -125,7 +125,7 @@ class Questions:
         manager = self.manager
         entry = manager.workers[worker]
         profile = entry.profile
-        state: Literal["idle", "busy", "full", "draining"] = "busy"
+        state: Literal["idle", "busy", "full", "draining", "quarantined"] = "busy"
         if view.drained:
             state = "draining"
         elif not view.in_hand:
@@ -377,6 +377,11 @@ class Questions:
                 page = m.ResultPage(re=asked.id, job=job, last=asked.after)
                 manager.reply(waiter.sender, waiter.manner, page)
         self.outputs.expire(now)
+
+    def unanswered(self) -> list[Request]:
+        """Who waits for results or for a worker's output."""
+        waiting = [w for job in self._waiting for w in self.manager.jobs[job].waiters]
+        return [*((w.sender, w.manner, w.request) for w in waiting), *self.outputs.unanswered()]
 
     def forget_sender(self, sender: str) -> None:
         """The user left: nobody waits there any more."""

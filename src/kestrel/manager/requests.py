@@ -6,14 +6,13 @@ It must never send anything itself before the unit is stored: answers are tells 
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from kestrel.core import events as ev
 from kestrel.core.model import JobId, TaskState
-from kestrel.errors import KestrelError, UsageError
+from kestrel.errors import KestrelError, StoreError, UsageError
 from kestrel.manager import jobs as books
 from kestrel.manager.answers import error_of, known, named, refusal, tell
 from kestrel.manager.intake import check_parameters, check_specification
@@ -52,7 +51,7 @@ class Requests:
                 case m.Cancel():
                     accepted = self._cancel(sender, message, unit, events)
                 case m.Drain():
-                    accepted = self._drain(sender, message, events)
+                    accepted = self._drain(sender, message, unit, events)
                 case _:
                     return False
         except KestrelError as problem:
@@ -88,6 +87,7 @@ class Requests:
         check_parameters(params or (), manager.settings)
         size = message.queue if message.queue is not None else len(params or ())
         self._check_load(user, size)
+        self._check_room()
         record = JobRecord(
             job=manager.books.new_job(),
             user=user,
@@ -121,6 +121,12 @@ class Requests:
                 code="busy",
             )
 
+    def _check_room(self) -> None:
+        """Refuse new work while the store keeps its room for what runs already. Raises `StoreError`."""
+        shortage = self.manager.store.shortage()
+        if shortage is not None:
+            raise StoreError(shortage.text, hint=shortage.hint, retry=True)
+
     def _extend(self, sender: str, message: m.Extend, unit: Unit, events: list[ev.Event]) -> m.Accepted:
         entry = self._owned(sender, message.job)
         params = message.args
@@ -143,6 +149,8 @@ class Requests:
             )
         if params or message.last:
             check_parameters(params, self.manager.settings, entry.size)
+            if params:
+                self._check_room()
             self.manager.books.load.grow(len(params))
             unit.writes.append(AddTasks(message.job, entry.size, params, message.last))
             events.append(ev.JobExtended(message.job, len(params), message.last))
@@ -179,7 +187,7 @@ class Requests:
         entry.cancelled = True
         return m.Accepted(re=message.id, job=message.job, size=entry.size, changed=changed)
 
-    def _drain(self, sender: str, message: m.Drain, events: list[ev.Event]) -> m.Accepted:
+    def _drain(self, sender: str, message: m.Drain, unit: Unit, events: list[ev.Event]) -> m.Accepted:
         manager = self.manager
         admins, user = manager.settings.admins, bare(sender)
         if admins and user not in admins and user != bare(message.worker):
@@ -188,24 +196,14 @@ class Requests:
                 hint="a worker's owner can stop it where it runs",
                 code="not_admin",
             )
-        names = [w for w in manager.workers if w == message.worker or bare(w) == message.worker]
-        if not names:
-            near = difflib.get_close_matches(message.worker, manager.workers, n=1, cutoff=0.4)
-            raise UsageError(
-                f"there is no worker {message.worker!r} in the pool",
-                hint=f"did you mean {near[0]}?" if near else "`pool` lists them",
-                code="unknown_worker",
-            )
-        for worker in names:
-            events.append(manager.drained(worker, not message.undo))
-        return m.Accepted(re=message.id, changed=len(names))
+        return m.Accepted(re=message.id, changed=manager.roster.drain(message, unit, events))
 
     # --- trouble ---------------------------------------------------------------------------------------
 
     def refuse_while_store_fails(self, inbox: list[ev.Event | Request]) -> None:
         """Tell users at once that nothing can be stored; what workers report and readers wait for is kept."""
         problem = self.manager.store_problem
-        if problem is None:
+        if problem is None or self.manager.is_lapsed:
             return
         kept: list[ev.Event | Request] = []
         for item in inbox:
@@ -219,7 +217,7 @@ class Requests:
     def tell_of_delay(self, unit: Unit) -> None:
         """The store fails for the first time: those whose requests are under way hear that they wait."""
         problem = self.manager.store_problem
-        if problem is None:
+        if problem is None or self.manager.is_lapsed:
             return
         for sender, manner, message in unit.asked:
             text = (
@@ -227,6 +225,23 @@ class Requests:
             )
             hint = f"{problem.hint}; repeat a submission with the same --id to be sure that it is there once"
             self.manager.reply(sender, manner, m.Error(re=message.id, code="store", text=text, hint=hint))
+
+    def farewell(self, inbox: list[ev.Event | Request], unit: Unit | None) -> None:
+        """The manager leaves: whoever waits for an answer hears what to do."""
+        asking = [item for item in inbox if isinstance(item, tuple)] + self.questions.unanswered()
+        for request in asking if unit is None else [*asking, *unit.questions]:
+            self._going(request, "repeat the request: it is safe")
+        for request in () if unit is None else unit.asked:
+            known_twice = not isinstance(request[2], m.Job) or request[2].id
+            hint = (
+                "repeat the request: it is safe" if known_twice else "look whether the job is there: `status`"
+            )
+            self._going(request, hint)
+
+    def _going(self, request: Request, hint: str) -> None:
+        sender, manner, message = request
+        text = "this manager is leaving; another one takes over or it comes back"
+        self.manager.reply(sender, manner, m.Error(re=message.id, code="going", text=text, hint=hint))
 
     # --- checks ---------------------------------------------------------------------------------------
 

@@ -43,6 +43,17 @@ class ManagerSettings:
     workers_max: int = 100_000
     tasks_open_max: int = 500_000_000
     """Tasks of all jobs that have not ended: one byte of memory each."""
+    drained_max: int = 10_000
+    """Workers that users have drained, whether they are there or not."""
+    recalls_per_tick_max: int = 500
+    """Workers that are called with one tick when the manager is back."""
+    recall_s: float = 5.0
+    """After so long an expected worker that did not answer is called again."""
+    recalls_max: int = 12
+    """So often."""
+    absence_s: float = 2.0
+    """So long after the manager is back, workers of its last life that are not there may still come back:
+    server and manager may have been restarted together."""
     inbox_max: int = 100_000
     """Messages waiting for the store; beyond it users are turned away."""
     jobs_open_per_user_max: int = 10_000

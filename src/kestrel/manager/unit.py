@@ -30,6 +30,10 @@ class Unit:
     answers: Sequence[Any] = ()
     asked: list[Request] = field(default_factory=list)
     """Changing requests of this unit; told at once if the store fails."""
+    questions: list[Request] = field(default_factory=list)
+    """Requests of this unit that only ask."""
+    number: int = 0
+    """Of the units of this life that go to the store; 0: this one does not."""
 
     def read(self, read: Read, then: Callable[[Any], None]) -> None:
         """Have something read from the store, and call `then` with it when this tell's turn comes."""

@@ -1,0 +1,258 @@
+"""Who is there, as the manager's shell knows it: workers, presence, drains, and who is called to come back.
+
+Called by `Manager` when something comes in, with each tick, and within its turns. It decides nothing about
+tasks: what matters to them becomes an event for the scheduler. After a restart, or a break of the
+manager's own connection, it calls the workers that should be there, so many with each tick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kestrel.core import events as ev
+from kestrel.core.model import HeldByWorker, WorkerId, WorkerOffer, fold_tags
+from kestrel.errors import UsageError
+from kestrel.manager.intake import REASON_CHARS_MAX, check_profile
+from kestrel.manager.unit import Unit, WorkerEntry
+from kestrel.manager.words import Manner
+from kestrel.ports import DrainWorker, Show, StoreContent
+from kestrel.protocol import messages as m
+from kestrel.xmpp.jid import bare
+
+if TYPE_CHECKING:
+    from kestrel.manager.manager import Manager
+
+log = logging.getLogger("kestrel.manager")
+
+
+class Roster:
+    """Workers and other peers of one manager."""
+
+    def __init__(self, manager: Manager) -> None:
+        self.manager = manager
+        self.entries: dict[WorkerId, WorkerEntry] = {}
+        self.greeted: dict[str, None] = {}
+        """Who knows our presence, so that the server tells them when we go."""
+        self.drained_by_user: set[WorkerId] = set()
+        """Whether they are there or not."""
+        self.expected: set[WorkerId] = set()
+        """Who was in the pool when the last life ended, and of whom nothing was heard yet."""
+        self.overheard: dict[WorkerId, None] = {}
+        """Workers of which something was left out because the inbox was full."""
+        self._sessions = 0
+        self._missing: set[WorkerId] = set()
+        """Workers of which nothing was heard since our own connection broke; their leases decide."""
+        self._paused_by_presence: set[WorkerId] = set()
+        self._calls: dict[WorkerId, None] = {}
+        """Whom to call yet, in order."""
+        self._absent: dict[WorkerId, str] = {}
+        """Expected ones that the server said are not there, and its words."""
+        self._absence_counts_at = 0.0
+        self._was_up = False
+        self._rounds_left = manager.settings.recalls_max
+        self._next_round_at = 0.0
+
+    def restore(self, content: StoreContent) -> ev.WorkersExpected:
+        """Who was there and who was drained when the last life ended."""
+        self.drained_by_user = set(content.drained)
+        self.expected = set(content.workers or ())
+        return ev.WorkersExpected(content.workers)
+
+    # --- our own connection ---------------------------------------------------------------------------
+
+    def went_down(self) -> None:
+        """Nobody's presence is known any more."""
+        self.greeted.clear()
+        self._calls.clear()
+        self._missing.update(self.entries)
+
+    def came_up(self) -> None:
+        """Call who should be there: not every server tells them that we were away and are back."""
+        if not self._was_up:
+            self._was_up = True
+            self._absence_counts_at = self.manager.clock.now() + self.manager.settings.absence_s
+        self._calls = dict.fromkeys(sorted(self.expected | self._missing))
+        self._next_round_at = self.manager.clock.now() + self.manager.settings.recall_s
+        self._call()
+
+    def _call(self) -> None:
+        """The next of those who are to be called: on this a worker introduces itself anew."""
+        text = "the manager is back, and does not know what this worker has in hand"
+        message = m.Error(code="unknown_worker", text=text, hint="send a profile")
+        if self.manager.is_lapsed:
+            return  # with the first tick after that
+        for worker in list(self._calls)[: self.manager.settings.recalls_per_tick_max]:
+            del self._calls[worker]
+            if worker in self.expected or worker in self._missing:
+                self.greet(worker)
+                self.manager.send_worker(worker, message)
+                self.manager.transport.ping(worker)  # a server must answer it for who is not there
+
+    def tick(self) -> None:
+        """Call the next ones, and again who did not answer; give up who had the time to reconnect."""
+        now = self.manager.clock.now()
+        if not self._calls and self.expected and self._rounds_left and now >= self._next_round_at:
+            self._rounds_left -= 1
+            self._next_round_at = now + self.manager.settings.recall_s
+            self._calls = dict.fromkeys(sorted(self.expected))
+        self._call()
+        if self._absent and now >= self._absence_counts_at:
+            absent, self._absent = self._absent, {}
+            for worker, reason in absent.items():
+                self._give_up(worker, reason)
+
+    def _give_up(self, worker: WorkerId, reason: str) -> None:
+        self.expected.discard(worker)
+        self.manager.post(ev.WorkerLost(worker, reason))
+
+    def apologize(self) -> None:
+        """Have those introduce themselves anew of whom something was left out."""
+        overheard, self.overheard = self.overheard, {}
+        text = "the manager was overloaded and left out what you sent"
+        for worker in overheard:
+            self.manager.send_worker(
+                worker, m.Error(code="unknown_worker", text=text, hint="send a profile first")
+            )
+
+    def farewell(self) -> None:
+        """Tell everybody that we go. Servers tell it when the stream ends, but not all of them."""
+        for peer in self.greeted:
+            self.manager.transport.withdraw(peer)
+        self.greeted.clear()
+
+    # --- presence ---------------------------------------------------------------------------------------
+
+    def available(self, sender: str, show: Show) -> None:
+        """Directed presence of anybody."""
+        self._missing.discard(sender)
+        self._absent.pop(sender, None)
+        if sender not in self.greeted:
+            self.greet(sender)
+        if sender in self.entries:
+            self.manager.post(ev.WorkerHeard(sender))
+            self._pause(sender, show in (Show.AWAY, Show.XA))
+
+    def greet(self, peer: str) -> None:
+        """Our presence, so that it learns when we go."""
+        self.greeted[peer] = None
+        if len(self.greeted) > self.manager.settings.greeted_max:
+            del self.greeted[next(iter(self.greeted))]
+        workers, slots, busy = self.manager.scheduler.totals()
+        words = f"{workers} workers, {busy}/{slots} slots busy"
+        self.manager.tell_now(lambda: self.manager.transport.announce(peer, Show.ONLINE, words))
+
+    def unavailable(self, sender: str, reason: str) -> None:
+        """Anybody left, or is not there.
+
+        Where server and manager restart together, workers are a moment later than the manager: that one of
+        the last life is not there counts only after `absence_s`.
+        """
+        self.greeted.pop(sender, None)
+        reason = reason[:REASON_CHARS_MAX] or "went offline"
+        if sender in self.entries:
+            if sender not in self._missing:
+                self.manager.post(ev.WorkerLost(sender, reason))
+        elif sender in self.expected:
+            if self.manager.clock.now() < self._absence_counts_at:
+                self._absent[sender] = reason
+            else:
+                self._give_up(sender, reason)
+
+    def heard(self, sender: str) -> None:
+        """A ping was answered."""
+        self._missing.discard(sender)
+        if sender in self.entries:
+            self.manager.post(ev.WorkerHeard(sender))
+
+    def wrote(self, sender: str) -> None:
+        """A message came."""
+        self._missing.discard(sender)
+
+    # --- coming and going -------------------------------------------------------------------------------
+
+    def join(self, sender: str, manner: Manner, profile: m.Profile) -> None:
+        """A worker introduces itself. Raises `UsageError` that says why it cannot come in."""
+        settings = self.manager.settings
+        if not m.PROTOCOL_OLDEST <= profile.protocol <= m.PROTOCOL_VERSION:
+            older = profile.protocol < m.PROTOCOL_OLDEST
+            raise UsageError(
+                f"the worker speaks protocol {profile.protocol}, this manager {m.PROTOCOL_OLDEST} to "
+                f"{m.PROTOCOL_VERSION}",
+                hint="upgrade Kestrel on the worker" if older else "upgrade the manager first",
+                code="version",
+            )
+        check_profile(profile, settings)
+        if sender not in self.entries and len(self.entries) >= settings.workers_max:
+            raise UsageError("the pool has as many workers as this manager takes", code="busy")
+        self._sessions += 1
+        known = self.entries.get(sender)
+        self.entries[sender] = WorkerEntry(
+            profile,
+            self._sessions,
+            known.joined if known else self.manager.clock.wall(),
+            manner is not Manner.CONTAINER,
+            known.specs if known else set(),
+        )
+        self.expected.discard(sender)
+        self._absent.pop(sender, None)
+        offer = WorkerOffer(profile.slots or profile.cores, fold_tags(tuple(profile.provides)))
+        held = [HeldByWorker(h.job, h.task, h.attempt) for h in profile.held]
+        self.manager.post(ev.WorkerJoined(sender, offer, held))
+        log.info("worker_joined", extra={"worker": sender, "slots": offer.slots, "held": len(held)})
+
+    def forget(self, worker: WorkerId, session: int) -> None:
+        """The worker is gone, unless it has introduced itself again."""
+        entry = self.entries.get(worker)
+        if entry is not None and entry.session == session:
+            del self.entries[worker]
+            for job in entry.specs:
+                self.manager.jobs[job].told.pop(worker, None)
+            self._missing.discard(worker)
+            self._paused_by_presence.discard(worker)
+
+    # --- drains -----------------------------------------------------------------------------------------
+
+    def _pause(self, worker: WorkerId, paused: bool) -> None:
+        if paused == (worker in self._paused_by_presence):
+            return
+        (self._paused_by_presence.add if paused else self._paused_by_presence.discard)(worker)
+        if worker not in self.drained_by_user:
+            self.manager.post(ev.WorkerDrained(worker, paused))
+
+    def is_drained(self, worker: WorkerId) -> bool:
+        """Whether the worker gets no more tasks, for whichever reason."""
+        return worker in self.drained_by_user or worker in self._paused_by_presence
+
+    def drain(self, message: m.Drain, unit: Unit, events: list[ev.Event]) -> int:
+        """A user's wish, which outweighs presence and lasts until it is taken back; how many workers it
+        concerns. Raises `UsageError`."""
+        wanted = not message.undo
+        names = self._named(message.worker, self.drained_by_user if message.undo else self.expected)
+        new = [w for w in names if wanted != (w in self.drained_by_user)]
+        if wanted and len(self.drained_by_user) + len(new) > self.manager.settings.drained_max:
+            raise UsageError(
+                f"{len(self.drained_by_user)} workers are drained, and more are not kept",
+                hint=f"take some back, e.g. {next(iter(self.drained_by_user), message.worker)}",
+                code="busy",
+            )
+        for worker in new:
+            (self.drained_by_user.add if wanted else self.drained_by_user.discard)(worker)
+            unit.writes.append(DrainWorker(worker, wanted))
+        events += [ev.WorkerDrained(w, self.is_drained(w)) for w in names]
+        return len(names)
+
+    def _named(self, name: str, others: set[WorkerId]) -> Sequence[WorkerId]:
+        """Workers by full or bare address, of those who are there and of `others`."""
+        names = [*self.entries, *sorted(others - self.entries.keys())]
+        found = [w for w in names if w == name or bare(w) == name]
+        if not found:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            raise UsageError(
+                f"there is no worker {name!r} in the pool",
+                hint=f"did you mean {near[0]}?" if near else "`pool` lists them",
+                code="unknown_worker",
+            )
+        return found
