@@ -1,7 +1,9 @@
 """A user's connection to a manager: requests with answers, submissions in pieces, results by cursor.
 
-A request survives a broken link and an absent manager: it is sent again when they are back, which is
-safe because every request can be repeated (a submission carries its own id, an addition its offset).
+A request survives a broken link, an absent manager and one that takes over from another: it is sent
+again when they are back, which is safe because every request can be repeated (a submission carries its
+own id, an addition its offset). Who waits for results or the end of a job waits through longer absences,
+too.
 Runs on asyncio. Called by the command line, and by programs.
 """
 
@@ -18,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from kestrel.client.pieces import check_size, pieces
+from kestrel.client.seeking import Seeker
 from kestrel.errors import EnvironmentProblem, InternalError, KestrelError, PeerError, UsageError
 from kestrel.ports import Show, Transport
 from kestrel.protocol import codec
@@ -30,8 +33,15 @@ SUBMISSION_WINDOW = 8
 """Additions under way at once."""
 ANSWER_S_MAX = 60.0
 PIECE_BYTES = 65536
-SEEK_S = 1.0
-"""How often a manager that is not there is sought."""
+OUTPUT_RETRY_S = 0.5
+ABSENCE_S_MAX = 900.0
+"""How long a manager may be away before waiting for results, or for the end of a job, is given up."""
+WATCH_S = 15.0
+"""How often a watch is asked for again: a new manager does not know of it, nor always we of the manager."""
+RETURN_S = 10.0
+"""So long after a manager's return its workers may still be on their way back."""
+NOT_NOW = frozenset(("going", "busy"))
+"""Refusals that are no answer: the manager is leaving, or has too much to do. The request is repeated."""
 
 _T = TypeVar("_T")
 UserRequest = m.UserToManager
@@ -45,6 +55,10 @@ class RequestError(PeerError):
 class _Pending:
     message: m.UserToManager
     answers: list[asyncio.Future[m.ManagerToUser]]
+    since: float
+    """When it was asked (loop time)."""
+    refusal: m.Error | None = None
+    """What the manager said last, if it was no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +76,12 @@ class Client:
     All methods must be called on the event loop's thread.
     """
 
-    def __init__(self, manager: str, *, answer_s_max: float = ANSWER_S_MAX) -> None:
+    def __init__(
+        self, manager: str, *, answer_s_max: float = ANSWER_S_MAX, absence_s_max: float = ABSENCE_S_MAX
+    ) -> None:
         self.manager = str(JID.parse(manager))
         self.answer_s_max = answer_s_max
+        self.absence_s_max = absence_s_max
         self.manager_present = False
         self._transport: Transport | None = None
         self._pending: dict[str, _Pending] = {}
@@ -72,66 +89,89 @@ class Client:
         self._life = secrets.token_hex(4)
         self._up = asyncio.Event()
         self._watchers: dict[int, list[Callable[[m.JobInfo], None]]] = {}
-        self._closed = False
+        self._closed: KestrelError | None = None
         self._last_problem = ""
-        self._seeking: asyncio.TimerHandle | None = None
+        self._absent_since = 0.0
+        self._greeted = False
+        self._returned_at: float | None = None
+        """When a manager greeted us that did not know us, though one did before."""
+        self._seeker = Seeker(self._announce, self._unheard_since)
+        self._repeater = Seeker(self._send_refused_again, self._refused_since)
 
     def attach(self, transport: Transport) -> None:
         """Send through this transport from now on."""
         self._transport = transport
 
-    def close(self) -> None:
-        """Seek the manager no more; requests under way fail at once."""
-        self._closed = True
+    def close(self, problem: KestrelError | None = None) -> None:
+        """Seek the manager no more; requests under way, and later ones, fail at once, with `problem`."""
+        if self._closed is None:
+            self._closed = problem or EnvironmentProblem(
+                "the connection to the manager was closed", code="closed"
+            )
         self._up.clear()
-        self._stop_seeking()
-        problem = EnvironmentProblem("the connection to the manager was closed", code="closed")
+        self._seeker.stop()
+        self._repeater.stop()
         for pending in self._pending.values():
             for answer in pending.answers:
                 if not answer.done():
-                    answer.set_exception(problem)
+                    answer.set_exception(self._closed)
 
     # --- what the transport tells -----------------------------------------------------------------
 
     def on_up(self, address: str) -> None:
         self._up.set()
-        self._seek()
+        self._announce()
         self._send_all_again()
+        self._seeker.again()
 
     def on_down(self, reason: str) -> None:
         self._up.clear()
-        self._stop_seeking()
-        self.manager_present = False
-        self._last_problem = reason
+        self._seeker.stop()
+        self._repeater.stop()
+        self._lose_manager(reason)
 
     def on_available(self, sender: str, show: Show, status: str) -> None:
+        """A manager greets whom it does not know: another life of it knows nothing of our requests."""
         if not self._is_manager(sender):
             return
-        self._stop_seeking()
-        came_back, self.manager_present = not self.manager_present, True
-        if came_back:
-            self._send_all_again()
+        if self._greeted:
+            self._returned_at = asyncio.get_running_loop().time()
+        self._greeted = self.manager_present = True
+        self._last_problem = ""
+        self._send_all_again()
+        self._seeker.again()
 
     def on_unavailable(self, sender: str, reason: str) -> None:
         if self._is_manager(sender):
-            self.manager_present = False
-            self._last_problem = f"the manager {self.manager} is not there"
-            if reason:
-                self._last_problem += f" ({reason})"
-            if self._seeking is None and self._up.is_set():
-                self._seeking = asyncio.get_running_loop().call_later(SEEK_S, self._seek)
+            words = f"the manager {self.manager} is not there"
+            self._lose_manager(f"{words} ({reason})" if reason else words)
+            self._seeker.look()
 
-    def _seek(self) -> None:
-        """Announce ourselves until the manager answers: one that starts later does not know of us."""
+    def _lose_manager(self, problem: str) -> None:
+        if self.manager_present:
+            self._absent_since = asyncio.get_running_loop().time()
+        self.manager_present = False
+        self._last_problem = problem
+
+    def _announce(self) -> None:
+        """Show ourselves: a manager that does not know us greets us."""
         assert self._transport is not None
-        self._stop_seeking()
-        self._transport.announce(self.manager, Show.ONLINE, "user")
-        self._seeking = asyncio.get_running_loop().call_later(SEEK_S, self._seek)
+        if self._up.is_set():
+            self._transport.announce(self.manager, Show.ONLINE, "user")
 
-    def _stop_seeking(self) -> None:
-        if self._seeking is not None:
-            self._seeking.cancel()
-            self._seeking = None
+    def _unheard_since(self) -> float | None:
+        """Since when we wait for the manager itself, or for an answer; None: we do not."""
+        if not self._up.is_set():
+            return None
+        oldest = next(iter(self._pending.values()), None)
+        if not self.manager_present:
+            return self._absent_since
+        return None if oldest is None else oldest.since
+
+    def _refused_since(self) -> float | None:
+        if not self._up.is_set():
+            return None
+        return next((p.since for p in self._pending.values() if p.refusal is not None), None)
 
     def on_heard(self, sender: str) -> None:
         """Pings are the link's own business."""
@@ -152,9 +192,23 @@ class Client:
             for info in message.jobs:
                 self._changed(info)
         pending = self._pending.get(message.re)
-        for answer in pending.answers if pending is not None else ():
+        if pending is None:
+            return
+        if isinstance(message, m.Error) and self._is_no_answer(message, pending):
+            pending.refusal = message
+            self._repeater.look()
+            return
+        for answer in pending.answers:
             if not answer.done():
                 answer.set_result(message)
+
+    def _is_no_answer(self, error: m.Error, pending: _Pending) -> bool:
+        """Whether the request has to be repeated: the manager could not take it, or one that comes before."""
+        asked = pending.message
+        if error.code != "gap" or not isinstance(asked, m.Extend):
+            return error.code in NOT_NOW
+        before = (p.message for p in self._pending.values())
+        return any(isinstance(b, m.Extend) and b.job == asked.job and b.offset < asked.offset for b in before)
 
     def _changed(self, info: m.JobInfo) -> None:
         for watcher in list(self._watchers.get(info.job, ())):
@@ -165,9 +219,15 @@ class Client:
 
     def _send_all_again(self) -> None:
         for pending in self._pending.values():
+            pending.refusal = None
             self._send(pending.message)
         for job in self._watchers:
             self._send(m.Watch(job=job))
+
+    def _send_refused_again(self) -> None:
+        for pending in self._pending.values():
+            if pending.refusal is not None:
+                self._send(pending.message)
 
     def _send(self, message: m.UserToManager) -> None:
         if self._transport is None:
@@ -182,27 +242,32 @@ class Client:
 
         Raises `RequestError` with the manager's own words, `EnvironmentProblem` if no answer came
         within `answer_s_max` seconds or the client was closed, `UsageError` for what no stanza holds.
+        A manager that is leaving or busy is asked again until then.
         The same request may be under way twice; two different ones with the same id may not.
         """
-        if self._closed:
-            raise EnvironmentProblem("the connection to the manager was closed", code="closed")
+        if self._closed is not None:
+            raise self._closed
         if not message.id:
             self._count += 1
             message = msgspec.structs.replace(message, id=f"{self._life}-{self._count}")
         key = message.id
         check_size(message)
-        future: asyncio.Future[m.ManagerToUser] = asyncio.get_running_loop().create_future()
-        pending = self._pending.setdefault(key, _Pending(message, []))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[m.ManagerToUser] = loop.create_future()
+        pending = self._pending.setdefault(key, _Pending(message, [], loop.time()))
         if pending.message != message:
             raise UsageError(f"another request with the id {key!r} is under way", hint="choose another id")
         pending.answers.append(future)
         try:
             if len(pending.answers) == 1:
                 self._send(message)
+                self._seeker.look()
             async with asyncio.timeout(self.answer_s_max):
                 got = await future
         except TimeoutError:
-            raise self._no_answer() from None
+            if pending.refusal is None:
+                raise self._no_answer() from None
+            got = pending.refusal
         finally:
             pending.answers.remove(future)
             if not pending.answers:
@@ -221,6 +286,18 @@ class Client:
             code="no_answer",
             retry=True,
         )
+
+    async def patiently(self, message: UserRequest, answer: type[_T]) -> _T:
+        """As `request`, for who waits anyway: an absent manager is asked again for `absence_s_max`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.absence_s_max
+        while True:
+            try:
+                return await self.request(message, answer)
+            except KestrelError as problem:
+                if problem.code not in {"no_answer", *NOT_NOW} or loop.time() >= until:
+                    raise
+                log.warning("manager_awaited", extra={"text": problem.text})
 
     # --- submission ---------------------------------------------------------------------------------
 
@@ -270,7 +347,7 @@ class Client:
             while piece is not None:
                 following = next(portions, None)
                 message = m.Extend(job=job, offset=offset, args=piece, last=close and following is None)
-                window.add(asyncio.create_task(self.request(message, m.Accepted)))
+                window.add(asyncio.create_task(self.patiently(message, m.Accepted)))
                 await asyncio.sleep(0)  # lets the request go out, so that additions keep their order
                 offset += len(piece)
                 piece = following
@@ -287,8 +364,8 @@ class Client:
         return offset
 
     async def extend(self, job: int, offset: int, args: list[m.Parameters], *, last: bool) -> m.Accepted:
-        """Add tasks to an open job; `offset` is the index of the first."""
-        return await self.request(m.Extend(job=job, offset=offset, args=args, last=last), m.Accepted)
+        """Add tasks to an open job; `offset` is the index of the first. An absent manager is waited for."""
+        return await self.patiently(m.Extend(job=job, offset=offset, args=args, last=last), m.Accepted)
 
     # --- questions ----------------------------------------------------------------------------------
 
@@ -302,7 +379,7 @@ class Client:
     ) -> AsyncIterator[list[m.TaskResult]]:
         """Results of a job in the order in which they were stored, as they come, until it has ended."""
         while True:
-            page = await self.request(m.Results(job=job, after=after, limit=limit, wait=True), m.ResultPage)
+            page = await self.patiently(m.Results(job=job, after=after, limit=limit, wait=True), m.ResultPage)
             if page.results:
                 yield page.results
             after = page.last
@@ -325,10 +402,11 @@ class Client:
             on_change(status.jobs[0])
             while True:
                 try:
-                    async with asyncio.timeout(self.answer_s_max):
+                    async with asyncio.timeout(WATCH_S):
                         return await asyncio.shield(ended)
-                except TimeoutError:  # events can be lost with a link: ask
-                    on_change(await self.info(job))
+                except TimeoutError:  # events can be lost with a link or a manager
+                    status = await self.patiently(m.Watch(job=job), m.JobStatus)
+                    on_change(status.jobs[0])
         finally:
             self._watchers[job].remove(on_change)
             if not self._watchers[job]:
@@ -338,17 +416,11 @@ class Client:
 
     async def output(self, job: int, task: int, stream: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The bytes that a task has written so far, from `offset` on, in pieces."""
+        ask = m.Output(
+            job=job, task=task, stream="stderr" if stream == "stderr" else "stdout", limit=PIECE_BYTES
+        )
         while True:
-            part = await self.request(
-                m.Output(
-                    job=job,
-                    task=task,
-                    stream="stderr" if stream == "stderr" else "stdout",
-                    offset=offset,
-                    limit=PIECE_BYTES,
-                ),
-                m.OutputPart,
-            )
+            part = await self._piece(msgspec.structs.replace(ask, offset=offset))
             try:
                 data = base64.b64decode(part.data, validate=True)
             except ValueError:
@@ -358,6 +430,18 @@ class Client:
             offset += len(data)
             if offset >= part.size or not data:
                 return
+
+    async def _piece(self, ask: m.Output) -> m.OutputPart:
+        """A piece of output; a worker that a manager just back does not see yet is waited for."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await self.request(ask, m.OutputPart)
+            except RequestError as problem:
+                back = self._returned_at
+                if problem.code != "output_unreachable" or back is None or loop.time() > back + RETURN_S:
+                    raise
+            await asyncio.sleep(OUTPUT_RETRY_S)
 
 
 def _submission(accepted: m.Accepted) -> Submission:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from kestrel.client.client import Client
 from kestrel.config import PoolAccess
-from kestrel.errors import EnvironmentProblem
+from kestrel.errors import EnvironmentProblem, InternalError, KestrelError
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.client import XmppClient
 from kestrel.xmpp.link import XmppLink
+from kestrel.xmpp.session import SessionSettings
 
 CONNECT_S_MAX = 10.0
+RECONNECT_S_MAX = 5.0
+"""Longest pause before the next try: somebody sits in front of it, and users are few."""
 
 
 @asynccontextmanager
@@ -21,22 +25,34 @@ async def connected(client: Client, access: PoolAccess) -> AsyncIterator[None]:
     """Keep the client connected with this account while the context lasts.
 
     Raises `AuthenticationError`, or `EnvironmentProblem` when the server cannot be reached at first;
-    later breaks are mended by reconnecting.
+    later breaks are mended by reconnecting. What cannot be mended (the account was removed) is raised by the
+    client's requests.
     """
     link = XmppLink()
     link.deliver_to(client)
-    stream = XmppClient(client_settings(access), link)
+    session = SessionSettings(retry_s_max=RECONNECT_S_MAX)
+    stream = XmppClient(replace(client_settings(access), session=session), link)
     link.attach(stream)
     client.attach(link)
     running = asyncio.create_task(stream.run(), name="client stream")
     try:
         await _first_time(stream, running, access)
+        running.add_done_callback(lambda ended: _tell_end(client, ended))
         yield
     finally:
         client.close()
         await stream.close()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+def _tell_end(client: Client, ended: asyncio.Task[None]) -> None:
+    """The connection has ended for good: nobody shall wait for what cannot come."""
+    problem = None if ended.cancelled() else ended.exception()
+    if isinstance(problem, KestrelError):
+        client.close(problem)
+    elif problem is not None:
+        client.close(InternalError(f"the connection broke off: {problem!r}"))
 
 
 async def _first_time(stream: XmppClient, running: asyncio.Task[None], access: PoolAccess) -> None:
