@@ -32,8 +32,11 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.started: set[int] = set()
         self.settled: set[int] = set()
         """Given back, or acknowledged: not the machine's business any more."""
+        self.epoch = 0
+        """The latest life of the manager that this process knows."""
         self.welcomed = False
         self.left = False
+        self.spool_fails = False
         self.stopped: set[int] = set()
         self.sent: xe.SendReport | None = None
         self.known_jobs: set[int] = set()
@@ -55,6 +58,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         for effect in effects:
             match effect:
                 case xe.StartAttempts(starts):
+                    assert not self.spool_fails, "what ends now cannot be kept"
                     for start in starts:
                         assert start.attempt not in self.started, "run twice"
                         self.started.add(start.attempt)
@@ -103,11 +107,18 @@ class ExecutionMachine(RuleBasedStateMachine):
 
     # --- the manager ------------------------------------------------------------------------------
 
-    @rule(epoch=st.integers(1, 2))
-    def welcome(self, epoch: int) -> None:
-        self.welcomed = True
-        self.known_jobs = set()
+    @rule(step=st.sampled_from([0, 0, 1, -1]))
+    def welcome(self, step: int) -> None:
+        """By the same life of the manager, a new one, or one that has been fenced."""
+        epoch = max(1, self.epoch + step)
+        old = self.machine.counters.old_welcomes
+        if epoch >= self.epoch:
+            self.welcomed = True
+            self.epoch = epoch
+            self.known_jobs = set()
         self.handle(xe.ManagerWelcomed(epoch, 0.005, 60))
+        assert self.machine.counters.old_welcomes == old + (epoch < self.epoch)
+        assert self.machine.welcomed == self.welcomed
 
     @rule()
     def manager_lost(self) -> None:
@@ -121,17 +132,35 @@ class ExecutionMachine(RuleBasedStateMachine):
 
     @rule(job=st.sampled_from(sorted(JOBS)), count=st.integers(1, 6), with_spec=st.booleans())
     def assign(self, job: int, count: int, with_spec: bool) -> None:
-        first = self.next_attempt
-        self.next_attempt += count
+        if not self.epoch:
+            return
+        first = self.fresh(self.epoch, count)
         self.accepted |= set(range(first, first + count))
         spec = "spec" if with_spec or job not in self.known_jobs else None
         self.known_jobs.add(job)
         self.handle(xe.TasksReceived(job, first, list(range(count)), None, spec, JOBS[job]))
 
+    def fresh(self, epoch: int, count: int) -> int:
+        first = (epoch << 32) + self.next_attempt
+        self.next_attempt += count
+        return first
+
+    @rule(step=st.sampled_from([-1, 1]), count=st.integers(1, 3))
+    def assign_by_another_life(self, step: int, count: int) -> None:
+        epoch = self.epoch + step
+        if epoch > 0:
+            before = self.machine.counters.foreign_tasks
+            effects = self.handle(
+                xe.TasksReceived(1, self.fresh(epoch, count), list(range(count)), None, "spec", 1)
+            )
+            assert self.machine.counters.foreign_tasks == before + count
+            assert all(isinstance(e, xe.AnnounceLoad | xe.SendReport) for e in effects)
+
     @rule(data=st.data())
     def assign_again(self, data: st.DataObject) -> None:
-        if self.life == 1 and self.accepted:
-            attempt = data.draw(st.sampled_from(sorted(self.accepted)))
+        mine = sorted(a for a in self.accepted if a >> 32 == self.epoch)
+        if self.life == 1 and mine:
+            attempt = data.draw(st.sampled_from(mine))
             before = self.machine.counters.duplicates
             self.handle(xe.TasksReceived(1, attempt, [0], None, "spec", 1))
             assert self.machine.counters.duplicates == before + 1
@@ -145,14 +174,18 @@ class ExecutionMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def stop(self, data: st.DataObject) -> None:
-        attempts = st.lists(st.integers(1, self.next_attempt), max_size=3)
+        attempts = st.lists(st.sampled_from([*sorted(self.accepted), 7 << 50]), max_size=3)
         self.handle(xe.StopRequested(data.draw(attempts)))
 
     @precondition(lambda self: self.sent is not None and self.welcomed)
-    @rule(offset=st.sampled_from([0, 0, 0, -1, 1]))
-    def acknowledge(self, offset: int) -> None:
+    @rule(offset=st.sampled_from([0, 0, 0, -1, 1]), by=st.sampled_from([0, 0, 1, -1, None]))
+    def acknowledge(self, offset: int, by: int | None) -> None:
+        """By the life that welcomed, another one, or one that does not say."""
         assert self.sent is not None
-        self.handle(xe.ReportStored(self.sent.number + offset))
+        epoch = 0 if by is None else self.epoch + by
+        effects = self.handle(xe.ReportStored(self.sent.number + offset, epoch))
+        if epoch not in (0, self.epoch):
+            assert not any(isinstance(e, xe.ForgetFinished) for e in effects)
 
     # --- the launcher -----------------------------------------------------------------------------
 
@@ -184,6 +217,11 @@ class ExecutionMachine(RuleBasedStateMachine):
         lost, self.in_launcher = list(self.in_launcher), {}
         self.handle(xe.LauncherFailed(lost))
 
+    @rule()
+    def spool_fails_or_is_mended(self) -> None:
+        self.spool_fails = not self.spool_fails
+        self.handle(xe.SpoolFailed() if self.spool_fails else xe.SpoolMended())
+
     # --- time, and the worker itself --------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.001, 0.006, 1.0, 25.0]))
@@ -205,7 +243,8 @@ class ExecutionMachine(RuleBasedStateMachine):
     def killed_and_started_again(self) -> None:
         """kill -9: only the spool survives; the manager learns from the next profile what is gone."""
         self.life += 1
-        self.welcomed = self.left = False
+        self.welcomed = self.left = self.spool_fails = False
+        self.epoch = 0
         self.sent = None
         self.settled |= self.accepted - set(self.spool)
         self.new_machine()

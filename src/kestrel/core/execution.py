@@ -4,7 +4,9 @@ Events in, effects out (`kestrel.core.execution_events`); no clock, no I/O. Call
 agent only. What it promises:
 
 - An attempt that was accepted is started, given back, or reported; never dropped, never run twice.
-- A finished attempt is kept until the manager has stored the report that names it (law 3).
+- A finished attempt is kept until the manager has stored the report that names it (law 3). While it cannot
+  be kept on disk, nothing new is started.
+- Only the latest life of the manager counts: what an older one says is ignored.
 - Attempts start in the order in which they came. A task that takes several slots waits at the head
   until they are free, and nothing overtakes it.
 """
@@ -17,7 +19,7 @@ from typing import Any, assert_never
 
 from kestrel.core import execution_events as xe
 from kestrel.core.execution_reports import ReportQueue
-from kestrel.core.model import AttemptEnd, AttemptId, HeldByWorker, JobId, TaskIndex
+from kestrel.core.model import AttemptEnd, AttemptId, HeldByWorker, JobId, TaskIndex, epoch_of
 from kestrel.errors import InternalError
 
 JOBS_SHOWN_MAX = 3
@@ -81,6 +83,11 @@ class ExecutionCounters:
     duplicates: int = 0
     unknown_stops: int = 0
     stale_acknowledgements: int = 0
+    old_acknowledgements: int = 0
+    """Of another life of the manager than the one that welcomed us."""
+    old_welcomes: int = 0
+    foreign_tasks: int = 0
+    """Of another life of the manager, and dropped."""
     overflowed: int = 0
     resent: int = 0
 
@@ -131,6 +138,7 @@ class Execution:
         self._recent: dict[AttemptId, None] = {}
         self._welcome: xe.ManagerWelcomed | None = None
         self._epoch: int | None = None
+        self._spool_failing = False
         self._draining = False
         self._left = False
         self._announced: xe.AnnounceLoad | None = None
@@ -192,8 +200,8 @@ class Execution:
                 self._on_processes_ended(ends, batch)
             case xe.TasksReceived():
                 self._on_tasks_received(event, batch)
-            case xe.ReportStored(number):
-                self._on_report_stored(number, batch)
+            case xe.ReportStored(number, epoch):
+                self._on_report_stored(number, epoch, batch)
             case xe.DeadlineReached():
                 self._resend_if_due(now, batch)
             case xe.StopRequested(attempts):
@@ -208,6 +216,10 @@ class Execution:
                 self._on_manager_welcomed(event)
             case xe.ManagerLost():
                 self._on_manager_lost()
+            case xe.SpoolFailed():
+                self._spool_failing = True
+            case xe.SpoolMended():
+                self._spool_failing = False
             case xe.ShutdownRequested(kill):
                 self._on_shutdown_requested(kill, batch)
             case _:
@@ -221,6 +233,9 @@ class Execution:
     # --- tasks come -------------------------------------------------------------------------------
 
     def _on_tasks_received(self, event: xe.TasksReceived, batch: _Batch) -> None:
+        if epoch_of(event.attempt) not in (0, self._epoch):
+            self.counters.foreign_tasks += len(event.tasks)
+            return
         if event.spec is not None:
             self._learn(event.job, event.spec, event.slots)
         job = self._jobs.get(event.job)
@@ -275,7 +290,7 @@ class Execution:
 
     def _fill_slots(self, batch: _Batch) -> None:
         settings = self.settings
-        if self._draining or not self._queue or self._finished_full():
+        if self._draining or not self._queue or self._may_not_start():
             return
         taken: list[AttemptId] = []
         for attempt, waiting in self._queue.items():
@@ -298,10 +313,12 @@ class Execution:
             return 0
         return min(settings.handover_max, int(settings.slots * settings.handover_s / max(job.mean_s, 1e-6)))
 
-    def _finished_full(self) -> bool:
+    def _may_not_start(self) -> bool:
+        """Whether what would end could not be kept."""
         settings = self.settings
         return (
-            len(self._reports.kept) >= settings.finished_max
+            self._spool_failing
+            or len(self._reports.kept) >= settings.finished_max
             or self._reports.kept_bytes >= settings.finished_bytes_max
         )
 
@@ -413,6 +430,9 @@ class Execution:
         batch.last.append(xe.SendProfile(held[:held_max]))
 
     def _on_manager_welcomed(self, event: xe.ManagerWelcomed) -> None:
+        if self._epoch is not None and event.epoch < self._epoch:
+            self.counters.old_welcomes += 1
+            return
         if self._epoch != event.epoch:
             self._epoch = event.epoch
             self._jobs.clear()  # the new life sends what it wants known
@@ -443,7 +463,10 @@ class Execution:
             self.counters.resent += 1
             batch.last.append(report)
 
-    def _on_report_stored(self, number: int, batch: _Batch) -> None:
+    def _on_report_stored(self, number: int, epoch: int, batch: _Batch) -> None:
+        if epoch not in (0, self._epoch):
+            self.counters.old_acknowledgements += 1
+            return
         done = self._reports.acknowledge(number)
         if not done:
             self.counters.stale_acknowledgements += 1
@@ -480,7 +503,7 @@ class Execution:
         self._require(not (self._draining and self._queue), "work is kept while draining")
         self._require(not (self._left and self._running), "left while something runs")
         self._require(
-            head is None or self._finished_full() or self._busy + head.terms.slots > self.settings.slots,
+            head is None or self._may_not_start() or self._busy + head.terms.slots > self.settings.slots,
             "slots are free and the head of the queue fits",
         )
 

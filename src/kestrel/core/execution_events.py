@@ -46,7 +46,12 @@ class Ending:
 class TasksReceived:
     """The manager gave tasks; `tasks[i]` is attempt `attempt + i`.
 
-    `spec` is opaque, and None if it was sent before."""
+    `spec` is opaque, and None if it was sent before.
+
+    Ids of another life of the manager than the one that welcomed this worker last are dropped: no business
+    of this one, which learns from the next profile what this worker has in hand. Ids that name no life
+    (`epoch_of` 0) are taken as of the right one.
+    """
 
     job: JobId
     attempt: AttemptId
@@ -102,9 +107,14 @@ class RevocationRequested:
 
 @dataclass(frozen=True, slots=True)
 class ReportStored:
-    """The manager has stored report `number`."""
+    """The manager has stored report `number`.
+
+    `epoch`: in which of its lives; 0: it did not say. The agent has it from the acknowledgement. Only what
+    the life that welcomed this worker last has stored is stored: an older one may have been fenced.
+    """
 
     number: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class IntroductionDue:
 
 @dataclass(frozen=True, slots=True)
 class ManagerWelcomed:
-    """The manager took us in."""
+    """The manager took us in. The welcome of an older life than the last known changes nothing."""
 
     epoch: int
     report_delay_s: float
@@ -127,6 +137,17 @@ class ManagerWelcomed:
 @dataclass(frozen=True, slots=True)
 class ManagerLost:
     """Connection or manager is gone: nothing can be sent, everything is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFailed:
+    """Finished results cannot be written now. They stay in memory and are reported, but nothing is started:
+    what would end now would be lost with this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolMended:
+    """All finished results are written again, and others can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +172,8 @@ ExecutionEvent: TypeAlias = (
     | IntroductionDue
     | ManagerWelcomed
     | ManagerLost
+    | SpoolFailed
+    | SpoolMended
     | ShutdownRequested
     | DeadlineReached
 )

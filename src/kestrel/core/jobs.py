@@ -83,7 +83,7 @@ class Mark:
         """A worker has it, or had it in an earlier epoch; kept only if it must not run twice."""
         self.cancelling = False
         self.superseded: dict[tuple[AttemptId, WorkerId], bool] = {}
-        """Lost with their workers, and whether that is in `losses`; a late result still counts. Oldest first."""
+        """Lost with their workers, oldest first; whether that is in `losses`. Late results still count."""
         self.twins: list[Attempt] = []
         """Live attempts beside the one in `Job.running`: workers that came back with it."""
         self.counted: tuple[AttemptId, ...] = ()

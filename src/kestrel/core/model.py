@@ -22,6 +22,11 @@ COUNTED_MAX = 8
 """Most attempts of one task of which it is remembered that their end is dealt with."""
 
 
+def epoch_of(attempt: AttemptId) -> int:
+    """In which life of the manager an attempt was given out; 0: in none, so it does not say."""
+    return attempt >> ATTEMPTS_PER_EPOCH_BITS
+
+
 def first_attempt(epoch: int) -> AttemptId:
     """First attempt id of an epoch: ids are never used twice, across restarts too (epochs never repeat)."""
     return (epoch << ATTEMPTS_PER_EPOCH_BITS) + 1
