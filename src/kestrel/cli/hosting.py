@@ -1,4 +1,4 @@
-"""The options of the commands that host a pool's server: `kestrel up` and `kestrel server run`."""
+"""The options that `kestrel up`, `kestrel server run` and `kestrel manager` share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from kestrel.cli.options import duration
+from kestrel.cli.output import Output
 from kestrel.config import DEFAULT_C2S_PORT, DEFAULT_DOMAIN
+from kestrel.store.places import without_password
+
+STORE_VARIABLE = "KESTREL_STORE"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -61,6 +66,28 @@ def hosting_options(command: _F) -> _F:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def store_option(command: _F) -> _F:
+    """`--store PLACE`, or the variable of the environment."""
+    return click.option(
+        "--store",
+        "place",
+        envvar=STORE_VARIABLE,
+        metavar="PLACE",
+        help="Where jobs are kept: a file, or postgresql://USER@HOST/DATABASE, which several managers can "
+        f"share.  [default: ${STORE_VARIABLE}, or store.db in --dir]",
+    )(command)
+
+
+def warn_of_password(out: Output, place: str | None) -> None:
+    """Whoever may list this machine's processes can read a command line."""
+    given = click.get_current_context().get_parameter_source("place")
+    if place and given is ParameterSource.COMMANDLINE and without_password(place) != place:
+        out.warn(
+            "whoever lists the processes of this machine can read the password in --store; "
+            f"put the place into {STORE_VARIABLE}, or the password into ~/.pgpass"
+        )
 
 
 def pool_words(pool: str) -> str:

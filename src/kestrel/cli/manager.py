@@ -1,4 +1,4 @@
-"""`kestrel manager`: a manager on an XMPP server that somebody runs already."""
+"""`kestrel manager`: a manager on an XMPP server that somebody runs already, alone or standing by."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from pathlib import Path
 
 import click
 
+from kestrel.cli.candidacy import Candidate, serve_until_stopped
+from kestrel.cli.hosting import store_option, warn_of_password
 from kestrel.cli.logs import set_up_logs
+from kestrel.cli.options import duration
 from kestrel.cli.output import Output
-from kestrel.cli.signals import on_stop_signals
 from kestrel.config import PoolAccess, data_home, pool_access_path, private_directory
 from kestrel.errors import KestrelError, UsageError
-from kestrel.manager.service import ManagerService, run_until
+from kestrel.manager.leadership import LeaseSettings
 from kestrel.manager.settings import ManagerSettings
-from kestrel.store.sqlite import SqliteStore
+from kestrel.store.places import is_database
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.client import XmppClient
-from kestrel.xmpp.component import ComponentSettings, XmppComponent
+from kestrel.xmpp.component import COMPONENT_PORT, ComponentSettings, XmppComponent
 from kestrel.xmpp.jid import JID
 from kestrel.xmpp.link import XmppLink, XmppStream
+from kestrel.xmpp.session import SessionSettings
+
+RETRY_S_MAX = 2.0
+"""A manager that lost its server tries again this often at least: it is one, and all wait for it."""
 
 
 @click.command()
@@ -30,27 +36,42 @@ from kestrel.xmpp.link import XmppLink, XmppStream
     "--secret-file",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help=("File with the component's secret or the account's password, readable by you only."),
+    help="File with the component's secret or the account's password, readable by you only.",
 )
 @click.option("--host", default="", help="Address of the server.  [default: 127.0.0.1, or the DNS]")
 @click.option(
     "--port",
     default=0,
     type=click.IntRange(0, 65535),
-    help=("Port of the server.  [default: 5347 for a component, 5222 for an account]"),
+    help="Port of the server.  [default: 5347 for a component, 5222 for an account]",
 )
 @click.option(
     "--fingerprint",
     default="",
     metavar="HEX",
-    help=("Trust the server's certificate with this SHA-256 fingerprint."),
+    help="Trust the server's certificate with this SHA-256 fingerprint.",
 )
 @click.option("--pool", default="default", show_default=True, help="Name of the pool.")
+@store_option
+@click.option(
+    "--standby/--no-standby",
+    default=None,
+    help="While another manager has the store, wait to take over, or give up.  [default: wait, if it is a "
+    "database]",
+)
+@click.option(
+    "--lease",
+    default="5s",
+    show_default=True,
+    metavar="TIME",
+    callback=duration,
+    help="How long a manager that has fallen silent keeps its place; the same for all managers of a pool.",
+)
 @click.option(
     "--dir",
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
-    help=("Where jobs are kept.  [default: ~/.local/share/kestrel/POOL]"),
+    help="Where jobs are kept without --store.  [default: ~/.local/share/kestrel/POOL]",
 )
 @click.option(
     "--admin",
@@ -59,6 +80,7 @@ from kestrel.xmpp.link import XmppLink, XmppStream
     metavar="JID",
     help="May touch everybody's jobs.  [default: the account with which commands here reach the pool]",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per change of state.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens on standard error.")
 def manager(
     domain: str | None,
@@ -68,29 +90,42 @@ def manager(
     port: int,
     fingerprint: str,
     pool: str,
+    place: str | None,
+    standby: bool | None,
+    lease: float,
     directory: Path | None,
     admins: tuple[str, ...],
+    as_json: bool,
     verbose: bool,
 ) -> None:
-    """Start a manager on Prosody, ejabberd or any other XMPP server.
+    """Start a manager on Prosody, ejabberd, `kestrel server run`, or any other XMPP server.
 
     \b
     kestrel manager --component kestrel.example.org --secret-file secret
     kestrel manager --jid manager@example.org --secret-file password
+    kestrel manager --component kestrel.example.org --secret-file secret --store postgresql://db/kestrel
+
+    Of several managers on one database one is active; the others stand by and take over by themselves.
     """
     if (domain is None) == (jid is None):
         raise UsageError("name either --component or --jid", hint="see kestrel manager --help")
     secret = _secret(secret_file)
     set_up_logs(verbose)
     pool_access_path(pool)  # refuses what is no name, and no directory either
+    out = Output("json" if as_json else "table")
+    warn_of_password(out, place)
+    place = place or str(private_directory(directory or data_home() / pool) / "store.db")
     names = admins or _admins_here(pool, str(JID.parse(domain or jid or "").bare))
-    settings = ManagerSettings(pool=pool, admins=frozenset(str(JID.parse(name).bare) for name in names))
-    path = private_directory(directory or data_home() / pool) / "store.db"
+    session = SessionSettings(retry_s_max=RETRY_S_MAX)
 
     def make_stream(link: XmppLink) -> XmppStream:
         if domain is not None:
             component = ComponentSettings(
-                domain=domain, secret=secret, host=host or "127.0.0.1", port=port or 5347
+                domain=domain,
+                secret=secret,
+                host=host or "127.0.0.1",
+                port=port or COMPONENT_PORT,
+                session=session,
             )
             return XmppComponent(component, link)
         assert jid is not None
@@ -104,21 +139,16 @@ def manager(
             resource="manager",
         )
         # Available to its bare address, too: people and workers write to manager@…, not to a resource.
-        return XmppClient(replace(client_settings(access), priority=0), link)
+        return XmppClient(replace(client_settings(access), priority=0, session=session), link)
 
-    async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        service = ManagerService(make_stream, SqliteStore(path, loop.call_soon_threadsafe), settings)
-        started = await service.start()
-        try:
-            Output("table").line(f"The manager of pool {pool!r} is up as {started.address}.")
-            stopped = asyncio.Event()
-            on_stop_signals(stopped.set)
-            await run_until(service, stopped.wait)
-        finally:
-            await service.stop()
-
-    asyncio.run(serve())
+    candidate = Candidate(
+        place=place,
+        settings=ManagerSettings(pool=pool, admins=frozenset(str(JID.parse(name).bare) for name in names)),
+        make_stream=make_stream,
+        lease=LeaseSettings.of(lease),
+        standby=is_database(place) if standby is None else standby,
+    )
+    asyncio.run(serve_until_stopped(candidate, out))
 
 
 def _admins_here(pool: str, address: str) -> tuple[str, ...]:

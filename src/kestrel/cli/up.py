@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kestrel.cli.hosting import hosting_options, pool_words
+from kestrel.cli.hosting import hosting_options, pool_words, store_option, warn_of_password
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
@@ -22,6 +22,7 @@ log = logging.getLogger("kestrel.up")
 
 @click.command()
 @hosting_options
+@store_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the pool is up.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens on standard error.")
 def up(
@@ -33,6 +34,7 @@ def up(
     directory: Path | None,
     uses: int,
     expires: float,
+    place: str | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -47,15 +49,17 @@ def up(
     """
     set_up_logs(verbose)
     access_path = pool_access_path(pool)
+    out = Output("json" if as_json else "table")
+    warn_of_password(out, place)
     settings = HostSettings(
         directory=directory or data_home() / pool,
         domain=domain,
         host=host,
         public_host=public_host,
         port=port,
+        store=place or "",
         manager=ManagerSettings(pool=pool, admins=frozenset({f"admin@{domain.lower()}"})),
     )
-    out = Output("json" if as_json else "table")
 
     async def serve() -> None:
         pool_host = PoolHost(settings)
