@@ -142,6 +142,13 @@ class Reader:
         ]
 
 
+def unreadable(what: str) -> sqlite3.DatabaseError:
+    """The error for a row that no Kestrel has written, as SQLite's own for a page that is damaged."""
+    error = sqlite3.DatabaseError(what)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
 def begin_life(connection: sqlite3.Connection, pool: str) -> None:
     """Count the epoch up, stored before anything else happens in it; what was nobody's is now the pool's."""
     connection.execute(
@@ -196,7 +203,7 @@ def job_records(connection: sqlite3.Connection) -> Iterator[tuple[JobRecord, boo
                 size=row[4],
                 open=bool(row[5]),
                 submitted=row[6],
-                state=JobState(row[7]),
+                state=_state(row[0], row[7]),
                 finished=row[8],
                 last=row[9],
                 counts=m.TaskCounts(
@@ -211,13 +218,25 @@ def _names(connection: sqlite3.Connection, table: str) -> tuple[WorkerId, ...]:
     return tuple(name for (name,) in connection.execute(f"SELECT worker FROM {table} ORDER BY 1").fetchall())
 
 
+def _state(job: JobId, word: str) -> JobState:
+    try:
+        return JobState(word)
+    except ValueError:
+        raise unreadable(f"job {job} is in the state {word!r}") from None
+
+
 def _states(connection: sqlite3.Connection, record: JobRecord) -> bytearray:
     states = bytearray(record.size)
     cursor = connection.execute("SELECT task, state FROM results WHERE job = ?", (record.job,))
-    while rows := cursor.fetchmany(ROWS_FETCHED_AT_ONCE):
-        for task, state in rows:
-            states[task] = state
+    try:
+        while rows := cursor.fetchmany(ROWS_FETCHED_AT_ONCE):
+            for task, state in rows:
+                states[task] = state
+    except (IndexError, TypeError, ValueError) as problem:
+        raise unreadable(f"job {record.job} has a result that cannot be: {problem}") from problem
     for first, stop in connection.execute("SELECT first, stop FROM cancelled WHERE job = ?", (record.job,)):
+        if stop > record.size:
+            raise unreadable(f"job {record.job} of {record.size} tasks has cancelled ones up to {stop}")
         states[first:stop] = bytes([TaskState.CANCELLED]) * (stop - first)
     return states
 

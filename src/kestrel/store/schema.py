@@ -128,6 +128,38 @@ def check_place(path: Path) -> None:
         ) from problem
 
 
+def make_file(path: Path) -> None:
+    """Make a new store if none is there. It gets its name when it is whole, so an empty file is a lost one.
+
+    The caller has the lock. Raises `StoreError` for what was a store once, and `OSError`.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if path.exists():
+        if path.stat().st_size == 0:
+            raise StoreError(
+                f"the store {path} is empty: what was in it is lost",
+                hint=f"put a backup in its place, or begin anew: rm -f {path} {log} {path}-shm",
+                code="store_empty",
+            )
+        return
+    if log.exists():
+        raise StoreError(
+            f"the store {path} is gone, only its log {log.name} is there",
+            hint=f"bring back the file that belongs to it, or begin anew: rm -f {log} {path}-shm",
+            code="store_empty",
+        )
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)  # commands and their output are nobody else's business
+    connection = sqlite3.connect(new, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        migrate(connection, new)
+    finally:
+        connection.close()
+    os.replace(new, path)
+
+
 def check_readable(path: Path) -> None:
     """Refuse what is no file, or may not be read; raises `StoreError`."""
     if path.is_dir():

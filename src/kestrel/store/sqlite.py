@@ -25,12 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+import msgspec
+
 from kestrel.errors import InternalError, StoreError
 from kestrel.locks import lock_file
 from kestrel.ports import CommitDone, CommitFailed, JobRecord, Read, StoreContent, Write
 from kestrel.store import reads as rd
 from kestrel.store import schema
-from kestrel.store.sqlite_problems import explain, in_use
+from kestrel.store.sqlite_problems import explain, for_caller, in_use
 from kestrel.store.sqlite_writer import Done, QueuedUnit, Room, Writer
 
 log = logging.getLogger("kestrel.store")
@@ -168,7 +170,7 @@ class SqliteStore:
         try:
             schema.check_place(self.path)
             lock = self._lock()
-            self.path.touch(mode=0o600)  # commands and their output are nobody else's business
+            schema.make_file(self.path)
             connection = sqlite3.connect(
                 self.path, timeout=settings.lock_wait_s, isolation_level=None, cached_statements=256
             )
@@ -300,6 +302,8 @@ def _opening(problem: BaseException, path: Path) -> BaseException:
     """What the caller of `open` is told."""
     if isinstance(problem, sqlite3.Error):
         return explain(problem, path)
+    if isinstance(problem, msgspec.DecodeError):
+        return for_caller(problem, path)
     if isinstance(problem, OSError):
         error = StoreError(
             f"the store {path} cannot be opened: {problem.strerror or problem}",

@@ -16,13 +16,13 @@ from urllib.parse import quote
 import msgspec
 
 from kestrel.core.model import JobId
-from kestrel.errors import InternalError, StoreError, UsageError
+from kestrel.errors import StoreError, UsageError
 from kestrel.ports import JobRecord, ReadResults
 from kestrel.protocol import messages as m
 from kestrel.store import schema
-from kestrel.store.params import ParamChunks
 from kestrel.store.reads import Reader, job_records
 from kestrel.store.sqlite_problems import DAMAGED, explain
+from kestrel.store.tables import RowWriter, SqliteParams
 
 PAGE_RESULTS = 1000
 PARAMS_CACHE_BYTES_MAX = 4 * 2**20
@@ -62,7 +62,7 @@ class SqliteArchive:
 
     def results(self, job: JobId) -> Iterator[tuple[int, m.TaskResult]]:
         """(seq, result) by seq, with parameters; read in pages."""
-        params = ParamChunks(self._connection, _never, PARAMS_CACHE_BYTES_MAX)
+        params = SqliteParams(self._connection, RowWriter(self._connection), PARAMS_CACHE_BYTES_MAX)
         reader = Reader(self._connection, params)
         after = 0
         while True:
@@ -117,6 +117,3 @@ def explained(path: Path) -> Iterator[None]:
             code=DAMAGED,
         ) from problem
 
-
-def _never(head: str, rows: object) -> None:
-    raise InternalError("an archive was to write")

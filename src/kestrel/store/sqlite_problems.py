@@ -5,11 +5,15 @@ Called by the SQLite store and by the commands that look into its file.
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from pathlib import Path
 
+import msgspec
+
 from kestrel.errors import InternalError, KestrelError, StoreError
 from kestrel.ports import IN_USE
+from kestrel.store.schema import APPLICATION_ID, MIGRATIONS
 
 DAMAGED = "store_damaged"
 """Code of the `StoreError` for a file whose content is not what was written."""
@@ -21,6 +25,8 @@ def for_caller(problem: Exception, path: Path) -> Exception:
         return problem
     if isinstance(problem, sqlite3.Error) and hasattr(problem, "sqlite_errorcode"):
         return explain(problem, path)
+    if isinstance(problem, msgspec.DecodeError):
+        return damaged(path, f"what is stored cannot be read: {problem}", problem)
     bug = InternalError(f"the store {path} cannot take a unit: {problem!r}")
     bug.__cause__ = problem
     return bug
@@ -29,16 +35,17 @@ def for_caller(problem: Exception, path: Path) -> Exception:
 def explain(problem: sqlite3.Error, path: Path) -> StoreError:
     """SQLite's error as one that names the file and the cure (codes: sqlite.org/rescode.html)."""
     code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code == sqlite3.SQLITE_CORRUPT:
+        return damaged(path, str(problem), problem)
     text, hint, retry = _EXPLANATIONS.get(
         code,
-        ("the store {path} failed: {problem}", "check the disk, then: kestrel store check {path}", False),
+        (
+            "the store {path} failed: {problem}",
+            "check the disk, then: kestrel store check --store {path}",
+            False,
+        ),
     )
-    error = StoreError(
-        text.format(path=path, problem=problem),
-        hint=hint.format(path=path),
-        code=DAMAGED if code == sqlite3.SQLITE_CORRUPT else "",
-        retry=retry,
-    )
+    error = StoreError(text.format(path=path, problem=problem), hint=hint.format(path=path), retry=retry)
     error.__cause__ = problem
     return error
 
@@ -54,13 +61,34 @@ def in_use(path: Path, holder: str = "") -> StoreError:
     )
 
 
-def repair_hint(path: Path) -> str:
-    """What to do about a damaged file, word for word."""
-    return (
-        f"stop the manager and keep the file (mv {path} {path}.damaged); then put a backup in its place, or "
-        f"save what can be read: sqlite3 {path}.damaged .recover | sqlite3 {path} && kestrel store check "
-        f"--store {path}"
+def damaged(path: Path, what: str, cause: Exception | None = None) -> StoreError:
+    """The error for a file whose content is not what was written."""
+    error = StoreError(
+        f"the store {path} is damaged: {what}",
+        hint=f"see what is left, and what to do: kestrel store check --store {shlex.quote(str(path))}",
+        code=DAMAGED,
     )
+    error.__cause__ = cause
+    return error
+
+
+def repair_steps(path: Path) -> list[str]:
+    """What to do about a damaged file: commands, and words after `#`."""
+    file = shlex.quote(str(path))
+    aside = shlex.quote(f"{path}.damaged")
+    return [
+        "# stop the manager, and put the damaged file aside with its log",
+        f"mkdir {aside} && mv {file} {aside}/store.db",
+        f"for x in wal shm; do test ! -e {file}-$x || mv {file}-$x {aside}/store.db-$x; done",
+        "# then put a backup in its place, if there is one",
+        f"cp BACKUP {file}",
+        "# or save what can still be read (the program sqlite3 is needed)",
+        f"(sqlite3 {aside}/store.db .dump | sed 's/^ROLLBACK;.*/COMMIT;/';"
+        f" echo 'PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {len(MIGRATIONS)};')"
+        f" | sqlite3 {file}",
+        "# and see whether it is sound",
+        f"kestrel store check --store {file}",
+    ]
 
 
 _EXPLANATIONS = {
@@ -98,11 +126,6 @@ _EXPLANATIONS = {
         "{path} is not a store of Kestrel: {problem}",
         "choose another file for the store; if this one was a store, its beginning is damaged: put a backup "
         "in its place",
-        False,
-    ),
-    sqlite3.SQLITE_CORRUPT: (
-        "the store {path} is damaged: {problem}",
-        "see what is left: kestrel store check --store {path}",
         False,
     ),
 }
