@@ -6,8 +6,8 @@ import pytest
 import sim_planted as planted
 
 from kestrel.errors import InternalError
-from kestrel.sim.checkers import BrokenLawError
 from kestrel.sim.hosts import Shells
+from kestrel.sim.laws import BrokenLawError
 from kestrel.sim.world import WorldSettings, run_seed
 
 SEEDS = range(1, 41)

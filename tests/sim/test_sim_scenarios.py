@@ -15,10 +15,18 @@ NO_FAULTS = ({}, frozenset())
 class Stage:
     """A world without chance faults: one user, and what the scenario does at which second."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, standbys: int = -1) -> None:
         settings = WorldSettings(workers_min=workers, workers_max=workers, questions_max=0)
-        self.world = World(3, settings, faults=NO_FAULTS, plans=lambda random, scripts: [[]])  # type: ignore[arg-type]
-        self.world.manager.start()
+        self.world = World(
+            3,
+            settings,
+            faults=NO_FAULTS,  # type: ignore[arg-type]
+            plans=lambda random, scripts: [[]],
+            standbys=standbys,
+        )
+        self.world.managers[0].start()
+        for second, manager in enumerate(self.world.managers[1:], 1):
+            self.at(second, manager.start)
         for worker in self.world.workers:
             worker.start()
         for host in self.world.user_hosts:

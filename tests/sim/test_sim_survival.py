@@ -37,7 +37,7 @@ def plans(random: Random, scripts: Scripts) -> list[list[JobPlan]]:
 def test_nothing_runs_twice_when_only_the_middle_fails(fault: Fault) -> None:
     struck = 0
     for seed in range(1, 16):
-        world = World(seed, PATIENT, faults=({fault: 8.0}, frozenset()), plans=plans)
+        world = World(seed, PATIENT, faults=({fault: 8.0}, frozenset()), plans=plans, standbys=-1)
         outcome = play(world)
         assert outcome.ok, outcome.story()
         struck += world.faults.struck.get(fault.value, 0)

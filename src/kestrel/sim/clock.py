@@ -60,8 +60,10 @@ class ProcessClock:
     """The clock of one life of one simulated process. Implements `kestrel.ports.Clock`.
 
     Its monotonic time has an origin of its own, as on real machines, and its wall clock may be wrong
-    and may jump. A process that is dead is never called again; one that is suspended (SIGSTOP, a
-    sleeping virtual machine) is called, in order, when it goes on.
+    and may jump. A process that is dead is never called again. One that is suspended (SIGSTOP) is called,
+    in order, when it goes on: its clocks went on meanwhile, and all its timers are late. One that is asleep
+    (a laptop, on most systems) does not even know: its monotonic clock stood still, its timers are not
+    late, and only the wall clock tells.
     """
 
     def __init__(self, timeline: Timeline, *, origin: float = 0.0, wall_offset_s: float = 0.0) -> None:
@@ -71,7 +73,12 @@ class ProcessClock:
         """Change it to let the wall clock jump."""
         self._dead = False
         self._suspended = False
+        self._slept_s = 0.0
+        """Time that the monotonic clock does not know of."""
+        self._asleep_since: float | None = None
         self._parked: list[Timer] = []
+        self._dreams: list[tuple[Timer, float]] = []
+        """Timers that would have been due while it was asleep: they are due so long after it wakes."""
 
     @property
     def dead(self) -> bool:
@@ -81,16 +88,34 @@ class ProcessClock:
     def suspended(self) -> bool:
         return self._suspended
 
+    @property
+    def slept_s(self) -> float:
+        """How long it has been asleep so far."""
+        since = self._asleep_since
+        return self._slept_s + (0.0 if since is None else self._timeline.now - since)
+
     def now(self) -> float:
-        return self._timeline.now + self._origin
+        return self._timeline.now + self._origin - (self.slept_s if self._suspended else self._slept_s)
 
     def wall(self) -> float:
         return WALL_EPOCH + self._timeline.now + self.wall_offset_s
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         outer = Timer(callback)
-        self._timeline.call_later(delay_s, lambda: self._fire(outer))
+        slept_s = self._slept_s if self._asleep_since is None else self.slept_s
+        self._timeline.call_later(delay_s, lambda: self._due(outer, slept_s))
         return outer
+
+    def _due(self, timer: Timer, slept_s: float) -> None:
+        """The delay is over for the world; not yet for a process that slept meanwhile."""
+        late_s = self.slept_s - slept_s
+        if late_s < 1e-9 or self._dead:
+            self._fire(timer)
+        elif timer.callback is not None:
+            if self._asleep_since is None:
+                self._timeline.call_later(late_s, lambda: self._due(timer, slept_s + late_s))
+            else:  # so much of its delay is left when it wakes
+                self._dreams.append((timer, late_s))
 
     def deliver(self, callback: Callable[[], None]) -> None:
         """Something from outside reaches the process: now, when it goes on, or never."""
@@ -105,8 +130,10 @@ class ProcessClock:
         callback, timer.callback = timer.callback, None
         callback()
 
-    def suspend(self) -> None:
-        """Nothing is called from now on."""
+    def suspend(self, *, asleep: bool = False) -> None:
+        """Nothing is called from now on; `asleep`: and the monotonic clock stands still."""
+        if asleep and not self._suspended:
+            self._asleep_since = self._timeline.now
         self._suspended = True
 
     def resume(self) -> None:
@@ -116,6 +143,15 @@ class ProcessClock:
         self._timeline.call_later(0, self._unpark)
 
     def _unpark(self) -> None:
+        if not self._suspended:
+            return
+        if self._asleep_since is not None:
+            self._slept_s = self.slept_s
+            self._asleep_since = None
+        dreams, self._dreams = self._dreams, []
+        for timer, left_s in dreams:
+            slept_s = self._slept_s
+            self._timeline.call_later(left_s, lambda t=timer, s=slept_s: self._due(t, s))  # type: ignore[misc]
         self._suspended = False
         parked, self._parked = self._parked, []
         for i, timer in enumerate(parked):
@@ -128,3 +164,4 @@ class ProcessClock:
         """The process is gone: whatever it had planned never happens."""
         self._dead = True
         self._parked.clear()
+        self._dreams.clear()

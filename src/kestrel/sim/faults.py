@@ -11,7 +11,7 @@ from enum import Enum
 from random import Random
 from typing import TYPE_CHECKING
 
-from kestrel.sim.hosts import Node, WorkerHost
+from kestrel.sim.hosts import ManagerHost, Node, WorkerHost
 
 if TYPE_CHECKING:
     from kestrel.sim.world import World
@@ -27,16 +27,36 @@ class Fault(Enum):
     WORKER_CABLE = "worker_cable"
     """Its connection is silent for a while, then goes on or breaks."""
     WORKER_LEAVES = "worker_leaves"
+    WORKER_BAD = "worker_bad"
+    """It fails everything for a while."""
+    WORKER_SLOW = "worker_slow"
+    """Everything takes much longer on it for a while."""
+    SPOOL_UNWRITABLE = "spool_unwritable"
     LINK_BREAK = "link_break"
     """Of anyone, the manager and the users too."""
     MANAGER_CABLE = "manager_cable"
     MANAGER_CRASH = "manager_crash"
+    MANAGER_POWER = "manager_power"
+    MANAGER_STOPPED = "manager_stopped"
+    """SIGSTOP, and SIGCONT later: sockets and sessions stay open meanwhile."""
+    MANAGER_HANDOVER = "manager_handover"
+    """It is stopped in order and started again, as for an upgrade."""
+    STORE_CUT = "store_cut"
+    """One manager cannot reach the database; everything else works."""
+    STORE_OUTAGE = "store_outage"
+    """Nobody can reach it."""
+    DISK_FULL = "disk_full"
+    """It is nearly full, then full perhaps, for a few seconds or a minute."""
     SERVER_RESTART = "server_restart"
     LAUNCHER_LOSS = "launcher_loss"
     DRAIN = "drain"
     WALL_JUMP = "wall_jump"
+    NODE_SLEEPS = "node_sleeps"
+    """Anyone's machine is suspended: its monotonic clock stands still, the wall clock goes on."""
     PARTITION = "partition"
     """A worker cannot reach the server at all for a while, and knows it."""
+    SILENCE = "silence"
+    """Any part of the nodes is cut off from the server at once, and nobody is told."""
 
 
 class Weather(Enum):
@@ -46,6 +66,9 @@ class Weather(Enum):
     DUPLICATES = "duplicates"
     DISK_ERRORS = "disk_errors"
     SLOW_DISK = "slow_disk"
+    LOST_ANSWERS = "lost_answers"
+    """Units, and questions about the lease, are carried out, and the one who asked is told that they
+    failed."""
 
 
 class Faults:
@@ -67,14 +90,25 @@ class Faults:
             Fault.WORKER_SUSPENDED: self._worker_suspended,
             Fault.WORKER_CABLE: self._worker_cable,
             Fault.WORKER_LEAVES: self._worker_leaves,
+            Fault.WORKER_BAD: self._worker_bad,
+            Fault.WORKER_SLOW: self._worker_slow,
+            Fault.SPOOL_UNWRITABLE: self._spool_unwritable,
             Fault.LINK_BREAK: self._link_break,
             Fault.MANAGER_CABLE: self._manager_cable,
             Fault.MANAGER_CRASH: self._manager_crash,
+            Fault.MANAGER_POWER: self._manager_power,
+            Fault.MANAGER_STOPPED: self._manager_stopped,
+            Fault.MANAGER_HANDOVER: self._manager_handover,
+            Fault.STORE_CUT: self._store_cut,
+            Fault.STORE_OUTAGE: self._store_outage,
+            Fault.DISK_FULL: self._disk_full,
             Fault.SERVER_RESTART: self._server_restart,
             Fault.LAUNCHER_LOSS: self._launcher_loss,
             Fault.DRAIN: self._drain,
             Fault.WALL_JUMP: self._wall_jump,
+            Fault.NODE_SLEEPS: self._node_sleeps,
             Fault.PARTITION: self._partition,
+            Fault.SILENCE: self._silence,
         }
 
     def begin(self) -> None:
@@ -89,6 +123,8 @@ class Faults:
             disk.failure_probability = self._random.choice((0.01, 0.2))
         if Weather.SLOW_DISK in self.weather:
             disk.slow_probability = 0.05
+        if Weather.LOST_ANSWERS in self.weather:
+            disk.lost_probability = self._random.choice((0.02, 0.2))
         for fault, mean_s in self.kinds.items():
             self._next(fault, mean_s)
 
@@ -112,18 +148,29 @@ class Faults:
         world.note("healed")
         network, disk = world.network.settings, world.disk.settings
         network.spike_probability = network.duplicate_probability = 0.0
-        disk.failure_probability = disk.slow_probability = 0.0
+        disk.failure_probability = disk.slow_probability = disk.lost_probability = 0.0
+        disk.short = disk.full = False
+        world.disk.go_on()
         world.network.start_server()
+        world.network.forget_dead()
         for node in world.nodes():
             node.link.refused = False
             node.clock.resume()
             world.network.stall(node.link, False)
-        world.manager.start()
+        for manager in world.managers:
+            manager.way.cut = False
+            manager.start()
         for worker in world.workers:
-            worker.start()
-            if worker.drained:
-                worker.drained = False
-                world.users[0].drain(worker.address, undo=True)
+            self._heal_worker(worker)
+
+    def _heal_worker(self, worker: WorkerHost) -> None:
+        worker.health.bad, worker.health.slowness = False, 1.0
+        if worker.spool is not None:
+            worker.spool.unwritable = False
+        worker.start()
+        if worker.drained:
+            worker.drained = False
+            self._world.users[0].drain(worker.address, undo=True)
 
     # --- each kind --------------------------------------------------------------------------------
 
@@ -138,6 +185,12 @@ class Faults:
 
     def _worker(self) -> WorkerHost:
         return self._random.choice(self._world.workers)
+
+    def _manager(self) -> ManagerHost:
+        """Most often the active one."""
+        if self._random.random() < 0.75:
+            return self._world.manager
+        return self._random.choice(self._world.managers)
 
     def _worker_crash(self) -> None:
         worker = self._worker()
@@ -160,15 +213,29 @@ class Faults:
         self._cable(self._worker())
 
     def _manager_cable(self) -> None:
-        self._cable(self._world.manager)
+        self._cable(self._manager())
 
     def _cable(self, node: Node) -> None:
-        link = node.link
+        link, session = node.link, node.link.session
         self._world.network.stall(link, True)
-        if self._random.random() < 0.5:
+        if self._random.random() < 0.5 or session is None:
             self._later(0.5, 20.0, lambda: self._world.network.stall(link, False))
         else:
             self._later(0.5, 20.0, lambda: self._world.network.break_session(link))
+
+    def _silence(self) -> None:
+        nodes = [node for node in self._world.nodes() if self._random.random() < 0.5]
+        links = [node.link for node in nodes]
+        for link in links:
+            link.refused = True
+            self._world.network.stall(link, True)
+
+        def end() -> None:
+            for link in links:
+                link.refused = False
+                self._world.network.stall(link, False)
+
+        self._later(0.5, 20.0, end)
 
     def _worker_leaves(self) -> None:
         self._worker().leave(kill=self._random.random() < 0.3)
@@ -182,14 +249,82 @@ class Faults:
         )
 
     def _manager_crash(self) -> None:
-        self._world.manager.crash()
-        self._later(0.1, 6.0, self._world.manager.start)
+        manager = self._manager()
+        manager.crash()
+        self._later(0.1, 6.0, manager.start)
+
+    def _manager_power(self) -> None:
+        manager = self._manager()
+        manager.crash(silently=True)
+        self._later(0.2, 20.0, manager.start)
+
+    def _manager_stopped(self) -> None:
+        manager = self._manager()
+        manager.clock.suspend()
+        manager.note("suspend", manager.name)
+        clock = manager.clock
+        self._later(0.2, 25.0, clock.resume)
+
+    def _manager_handover(self) -> None:
+        self._manager().hand_over()
+
+    def _store_cut(self) -> None:
+        way = self._manager().way
+        if way.cut:
+            return
+        way.cut = True
+        session = way.session
+        self._world.note("store_cut")
+        self._later(0.5, 20.0, lambda: way.end_session(session))
+        self._later(0.5, 20.0, lambda: setattr(way, "cut", False))
+
+    def _store_outage(self) -> None:
+        disk = self._world.disk
+        if not disk.settings.down:
+            disk.stop()
+            self._later(0.1, self._random.choice((3.0, 15.0)), disk.go_on)
+
+    def _disk_full(self) -> None:
+        disk = self._world.disk.settings
+        if disk.short:
+            return
+        disk.short = True
+        if self._random.random() < 0.7:
+            self._later(0.1, 5.0, lambda: setattr(disk, "full", disk.short))
+
+        def room() -> None:
+            disk.short = disk.full = False
+
+        self._later(1.0, self._random.choice((5.0, 20.0, 60.0)), room)
 
     def _server_restart(self) -> None:
         network = self._world.network
         if network.server_up:
             network.stop_server()
             self._later(0.1, 6.0, network.start_server)
+
+    def _worker_bad(self) -> None:
+        health = self._worker().health
+        health.bad = True
+        self._later(0.5, 30.0, lambda: setattr(health, "bad", False))
+
+    def _worker_slow(self) -> None:
+        health = self._worker().health
+        health.slowness = self._random.choice((3.0, 20.0))
+        self._later(0.5, 20.0, lambda: setattr(health, "slowness", 1.0))
+
+    def _spool_unwritable(self) -> None:
+        spool = self._worker().spool
+        if spool is not None:
+            spool.unwritable = True
+            self._later(0.5, 20.0, lambda: setattr(spool, "unwritable", False))
+
+    def _node_sleeps(self) -> None:
+        node = self._random.choice(self._world.nodes())
+        node.clock.suspend(asleep=True)
+        node.note("asleep")
+        clock = node.clock
+        self._later(0.5, 25.0, clock.resume)
 
     def _launcher_loss(self) -> None:
         launcher = self._worker().launcher

@@ -1,4 +1,4 @@
-"""The machines of a simulated world: a manager, workers and users, each with its lives.
+"""The machines of a simulated world: managers, workers and users, each with its lives.
 
 A host keeps what survives a crash (the disk, the spool, the address) and makes the production shell
 anew for each life. Called by the world and the faults; nothing here decides when something happens.
@@ -9,16 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kestrel.core.execution_events import Finished
+from kestrel.errors import EnvironmentProblem, StoreError
+from kestrel.manager.jobs import terms_of
+from kestrel.manager.leadership import Leadership, LeaseSettings
 from kestrel.manager.manager import Manager
 from kestrel.manager.settings import ManagerSettings
+from kestrel.ports import FENCED, LeaseView, StoreContent
 from kestrel.protocol import messages as m
 from kestrel.sim.clock import ProcessClock, Timeline
-from kestrel.sim.launcher import Machinery, SimLauncher
+from kestrel.sim.launcher import Health, Machinery, SimLauncher
+from kestrel.sim.leasing import SimLeaseBook
 from kestrel.sim.network import Link, Network
-from kestrel.sim.storage import Disk, StorePort
+from kestrel.sim.storage import Disk, StorePort, Way
 from kestrel.worker.agent import WorkerAgent
 from kestrel.worker.settings import WorkerSettings
 from kestrel.worker.spool import MemorySpool
+
+OPEN_S = 0.3
+"""Longest time that a manager needs to read its store."""
+TAKE_OVER_S_MAX = 60.0
+RELEASE_S_MAX = 3.0
+"""Both as in `kestrel.manager.service`."""
+NOTICED_S = 20.0
+"""Longest time until a server, or a database, finds out that a machine lost its power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +42,8 @@ class Shells:
     manager: type[Manager] = Manager
     agent: type[WorkerAgent] = WorkerAgent
     port: type[StorePort] = StorePort
+    leadership: type[Leadership] = Leadership
+    book: type[SimLeaseBook] = SimLeaseBook
 
 
 class Node:
@@ -73,49 +89,187 @@ class Node:
         self.clock.kill()
         self.link.close()
 
+    def _end_life_silently(self) -> None:
+        """As when the power fails: the server finds out later."""
+        self.note("end", self.lives, "silently")
+        self.clock.kill()
+        if self.link.session is not None:
+            self.network.forget(self.link.session, self.machinery.random.uniform(0.5, NOTICED_S))
+
 
 class ManagerHost(Node):
-    """The manager's machine, with the disk."""
+    """A machine that can be the manager of the pool, alone or with others on one database.
+
+    Alone, it opens its store as it starts. With leases it stands by, acts when the lease is its own, and
+    stands by again when it was replaced, as the command does. All of them have the same address.
+    """
 
     def __init__(
         self,
         machinery: Machinery,
         network: Network,
         address: str,
+        name: str,
         disk: Disk,
         settings: ManagerSettings,
         shells: Shells,
         on_failed: Callable[[Exception], None],
+        lease: LeaseSettings | None = None,
     ) -> None:
+        """`lease`: None if no other manager can have the store."""
         super().__init__(machinery, network, address)
+        self.name = name
         self.disk = disk
+        self.way = Way(disk)
         self.manager: Manager | None = None
+        self.leadership: Leadership | None = None
+        self.book: SimLeaseBook | None = None
         self.settings = settings
+        self.on_taken: Callable[[ManagerHost, int, LeaseView], None] = _nobody_asks
+        """Called at the instant in which it takes the lease, with the epoch and what it saw before."""
+        self._lease = lease
         self._shells = shells
         self._on_failed = on_failed
         self._port: StorePort | None = None
+        self._leaving = False
 
     def start(self) -> None:
-        """A new life on the same disk."""
+        """A new life: a new process on the same machine."""
         if self.alive:
             return
         self._begin_life()
-        self._port = self._shells.port(self.disk, self.clock)
-        manager = self._shells.manager(self.clock, self.link, self._port, self.settings)
-        manager.on_failed = self._on_failed
-        self.link.attach(manager)
-        manager.start()
-        self.manager = manager
-        self.clock.call_later(0.0, self.link.connect)
+        self._leaving = False
+        self.way.session = object()
+        if self._lease is None:
+            self._open(0)
+            return
+        self.book = book = self._shells.book(self.disk, self.clock, self.way)
+        book.on_taken = lambda epoch, seen: self.on_taken(self, epoch, seen)
+        self.leadership = leadership = self._shells.leadership(self.clock, book, self.name, self._lease)
+        leadership.on_taken = self._taken
+        leadership.on_lost = self._lost
+        leadership.on_renewed = self._renewed
+        leadership.stand_by()
 
-    def crash(self) -> None:
-        """kill -9."""
+    def lapsed(self) -> bool:
+        """Whether its manager must be silent."""
+        return self.leadership is not None and self.leadership.lapsed()
+
+    # --- the lease ----------------------------------------------------------------------------------
+
+    def _taken(self, epoch: int) -> None:
+        self.note("leads", self.name, epoch)
+        self.clock.call_later(self.machinery.random.uniform(0.0, OPEN_S), lambda: self._open(epoch))
+
+    def _lost(self, problem: StoreError) -> None:
+        self.note("replaced", self.name)
+        self.clock.call_later(0.0, self.hand_over)
+
+    def _renewed(self) -> None:
+        if self.manager is not None:
+            self.manager.resume()
+
+    # --- the manager --------------------------------------------------------------------------------
+
+    def _open(self, epoch: int) -> None:
+        """Read the store, and connect; the manager begins when it is connected."""
+        if self._leaving:
+            return
+        port = self._shells.port(self.disk, self.clock, self.way, epoch)
+        try:
+            content = port.open(terms_of)
+        except StoreError as problem:
+            self.note("not_opened", self.name, problem.text)
+            if self._lease is None:
+                self.clock.call_later(1.0, lambda: self._open(epoch))
+            else:
+                self.hand_over()
+            return
+        self._port = port
+        lapsed = None if self._lease is None else self.lapsed
+        manager = self._shells.manager(self.clock, self.link, port, self.settings, lapsed=lapsed)
+        manager.on_failed = self._failed
+        self.link.attach(manager)
+        self.link.on_first_up = lambda: self._begin(manager, content)
+        self.link.connect()
+        self.clock.call_later(TAKE_OVER_S_MAX, self._give_up)
+
+    def _begin(self, manager: Manager, content: StoreContent) -> None:
+        manager.start(content)
+        self.manager = manager
+        self.note("acts", self.name, manager.epoch)
+
+    def _give_up(self) -> None:
+        """The server has not let us in for so long that somebody else may have more luck."""
+        if self.manager is None:
+            self.note("gives_up", self.name)
+            self.hand_over()
+
+    def _failed(self, problem: Exception) -> None:
+        """The manager cannot go on: being replaced is no failure of the history, all else is."""
+        if isinstance(problem, StoreError) and problem.code == FENCED and self._lease is not None:
+            self.note("fenced", self.name)
+            self.clock.call_later(0.0, self.hand_over)
+        else:
+            self._on_failed(problem)
+
+    def crash(self, silently: bool = False) -> None:
+        """kill -9; or (`silently`) the power fails, and nobody is told."""
         if not self.alive:
             return
-        assert self._port is not None
-        self._end_life()
-        self._port.die()
-        self.manager = None
+        if silently:
+            self._end_life_silently()
+            session = self.way.session
+            self.timeline.call_later(
+                self.machinery.random.uniform(0.5, NOTICED_S), lambda: self.way.end_session(session)
+            )
+        else:
+            self._end_life()
+            self.way.end_session(self.way.session)
+        if self._port is not None:
+            self._port.die()
+        self.manager = self.leadership = self.book = self._port = None
+
+    def hand_over(self) -> None:
+        """SIGTERM, or the candidacy has ended: what `ManagerService.stop` does; then a new life begins."""
+        if not self.alive or self.clock.suspended or self._leaving:
+            return
+        self._leaving = True
+        self.note("leaves", self.name)
+        if self.manager is not None:
+            self.manager.close()
+        self.link.close()
+        if self._port is not None:
+            self._port.close()
+        if self.leadership is None:
+            self._left()
+        else:
+            self.clock.call_later(RELEASE_S_MAX, self._left)
+            self.leadership.release(lambda: self.clock.call_later(0.0, self._left))
+
+    def _left(self) -> None:
+        self.crash()
+        self.timeline.call_later(self.machinery.random.uniform(0.2, 2.0), self.start)
+
+
+class SimSpool(MemorySpool):
+    """A spool whose disk cannot be written now and then."""
+
+    def __init__(self) -> None:
+        self.unwritable = False
+        super().__init__()
+
+    def keep(self, finished: Sequence[Finished]) -> None:
+        self._need_room()
+        super().keep(finished)
+
+    def forget(self, attempts: Sequence[int]) -> None:
+        self._need_room()
+        super().forget(attempts)
+
+    def _need_room(self) -> None:
+        if self.unwritable:
+            raise EnvironmentProblem("the spool cannot be written", hint="make room on this machine")
 
 
 class WorkerHost(Node):
@@ -131,7 +285,8 @@ class WorkerHost(Node):
     ) -> None:
         super().__init__(machinery, network, address)
         self.settings = settings
-        self.spool: MemorySpool | None = None
+        self.spool: SimSpool | None = None
+        self.health = Health()
         self.agent: WorkerAgent | None = None
         self.launcher: SimLauncher | None = None
         self.drained = False
@@ -144,11 +299,11 @@ class WorkerHost(Node):
             return
         self._begin_life()
         if self.spool is None:
-            self.spool = MemorySpool()
+            self.spool = SimSpool()
         else:
             self.spool.reopen()
         self.launcher = SimLauncher(
-            self.machinery, self.address, self.settings.slots, self.clock, self._poisoned
+            self.machinery, self.address, self.settings.slots, self.clock, self._poisoned, self.health
         )
         agent = self._shells.agent(self.clock, self.link, self.launcher, self.spool, self.settings)
         agent.on_left = self._left
@@ -164,9 +319,7 @@ class WorkerHost(Node):
         assert self.launcher is not None
         self.launcher.die()
         if silently:
-            self.network.stall(self.link, True)
-            self.note("end", self.lives, "silently")
-            self.clock.kill()
+            self._end_life_silently()
         else:
             self._end_life()
         self.agent = None
@@ -205,3 +358,7 @@ def worker_settings(
         queued_max=queued_max,
         finished_max=finished_max,
     )
+
+
+def _nobody_asks(host: ManagerHost, epoch: int, seen: LeaseView) -> None:
+    """Nobody wants to know."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from kestrel.errors import InternalError
@@ -20,6 +20,9 @@ from kestrel.sim.scripts import NOT_FOUND, Behaviour, Scripts
 from kestrel.sim.trace import Trace
 
 UNSTARTED_S = 0.2
+BAD_S = 0.01
+BAD_CODE = 71
+"""How processes end on a machine that fails everything."""
 SIGTERM = 15
 
 
@@ -43,11 +46,27 @@ class Machinery:
     scripts: Scripts
 
 
+@dataclass(slots=True)
+class Health:
+    """What is wrong with a machine, in all lives of its worker."""
+
+    bad: bool = False
+    """Whatever starts on it fails at once, as when a library is missing or the disk is full."""
+    slowness: float = 1.0
+    """Its processes take so many times longer."""
+
+
 class SimLauncher:
     """The launcher of one life of one worker."""
 
     def __init__(
-        self, machinery: Machinery, host: str, slots: int, clock: ProcessClock, on_poison: Callable[[], None]
+        self,
+        machinery: Machinery,
+        host: str,
+        slots: int,
+        clock: ProcessClock,
+        on_poison: Callable[[], None],
+        health: Health,
     ) -> None:
         """`on_poison` is called when a task takes its worker down."""
         self._m = machinery
@@ -55,6 +74,7 @@ class SimLauncher:
         self._slots = slots
         self._clock = clock
         self._on_poison = on_poison
+        self._health = health
         self._events: LauncherEvents | None = None
         self._waiting: deque[tuple[float, StartProcess]] = deque()
         self._unsent: list[StartProcess] = []
@@ -117,17 +137,24 @@ class SimLauncher:
 
     def _start_one(self, start: StartProcess) -> None:
         name, index = _script_of(start.argv)
+        bad = self._health.bad
         behaviour = self._m.scripts.behaviour(name, index)
-        earlier = [r for r in self._m.ledger.by_task[(name, index)] if r.end is RunEnd.EXITED]
+        if bad:
+            behaviour = Behaviour(BAD_S, (BAD_CODE,))
+        elif self._health.slowness != 1.0:
+            behaviour = replace(behaviour, seconds=behaviour.seconds * self._health.slowness)
+        ledger = self._m.ledger
+        earlier = [r for r in ledger.by_task[(name, index)] if r.end is RunEnd.EXITED and not r.bad]
         code = behaviour.exit_code(len(earlier))
         if code == NOT_FOUND:
+            ledger.not_found[(name, index)].add(start.attempt)
             self._tell(ProcessEnded(start.attempt, NOT_FOUND, reason="command not found: task"))
             return
         now = self._m.timeline.now
-        run = self._m.ledger.start(now, (name, index), start.attempt, self._host)
+        run = ledger.start(now, (name, index), start.attempt, self._host, bad)
         self._m.trace.add(now, "run", self._host, start.attempt, name, index)
         self._busy += start.slots
-        if len(self._m.ledger.by_task[run.key]) <= behaviour.kills_worker:
+        if len(ledger.by_task[run.key]) <= behaviour.kills_worker:
             timer = self._clock.call_later(behaviour.seconds / 2, self._on_poison)
         elif 0 < start.time_limit_s < behaviour.seconds:
             timer = self._clock.call_later(

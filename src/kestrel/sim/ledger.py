@@ -6,6 +6,7 @@ Nothing of Kestrel writes here or reads from here; the simulated launcher writes
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,6 +32,8 @@ class Run:
     attempt: int
     host: str
     started: float
+    bad: bool = False
+    """On a machine that failed everything at that time."""
     ended: float | None = None
     end: RunEnd | None = None
     exit_code: int | None = None
@@ -47,13 +50,26 @@ class Ledger:
         self.runs: list[Run] = []
         self.by_attempt: dict[int, list[Run]] = defaultdict(list)
         self.by_task: dict[TaskKey, list[Run]] = defaultdict(list)
+        self.not_found: dict[TaskKey, set[int]] = defaultdict(set)
+        """Attempts that could not be started, for their command does not exist."""
+        self.on_start: Callable[[Run], None] | None = None
+        """Called with each run as it starts."""
 
-    def start(self, now: float, key: TaskKey, attempt: int, host: str) -> Run:
+    def failing(self, key: TaskKey) -> int:
+        """How many attempts of a task failed by themselves: with an exit code, by their time limit, or
+        because there was nothing to start."""
+        ends = (RunEnd.EXITED, RunEnd.TIMED_OUT)
+        failed = {r.attempt for r in self.by_task[key] if r.end in ends and not r.succeeded}
+        return len(failed | self.not_found[key])
+
+    def start(self, now: float, key: TaskKey, attempt: int, host: str, bad: bool = False) -> Run:
         """A process was started."""
-        run = Run(key, attempt, host, now)
+        run = Run(key, attempt, host, now, bad)
         self.runs.append(run)
         self.by_attempt[attempt].append(run)
         self.by_task[key].append(run)
+        if self.on_start is not None:
+            self.on_start(run)
         return run
 
     def end(self, now: float, run: Run, end: RunEnd, exit_code: int | None = None) -> None:

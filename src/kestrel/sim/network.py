@@ -1,11 +1,25 @@
 """An XMPP network in memory: one server, sessions with ordered streams, presence, bounces, and faults.
 
-Every node has a `Link`, which is the `kestrel.ports.Transport` of the production shell above it.
-Messages travel as the encoded bytes. What XMPP promises is kept: a stream delivers in order and loses
-at most its end, and whoever was sent directed presence learns at once when a session ends. What it
-does not promise is exercised by `break_session`, `stall`, `restart_server`, `refuse`.
+Every node has a `Link`, which is the `kestrel.ports.Transport` of the production shell above it. Messages
+travel as the encoded bytes. Callbacks never come from inside the call that caused them. Called by the
+world and its faults.
 
-Callbacks never come from inside the call that caused them. Called by the world and its faults.
+Modelled, as XMPP has it:
+* a session is two streams, each of which delivers in order; streams of different sessions run at their own
+  pace, so what two senders send at once arrives in any order, and a reply may overtake a presence;
+* a stream that breaks loses its end, never its middle; each side notices in its own time (`break_session`);
+* who was sent directed presence learns when a session ends, but for addresses in `untold`: some servers
+  (Prosody) say nothing of a component that goes; messages to somebody who is not there bounce;
+* an address that is bound again ends the older session and tells it (`conflict`); or, for addresses in
+  `exclusive`, the newcomer is turned away as long as the server believes that the older one lives;
+* silence: nothing moves, nobody is told, nothing is lost yet (`stall`), for any set of nodes at once; a node
+  that is silent cannot connect anew either;
+* a server that restarts, and knows nobody then; delays of a hop, and spikes that hold up a whole stream;
+* messages that arrive twice, as from a peer that sends again what it believes lost.
+
+Not modelled: the loss of single stanzas within a living stream and disorder within it (TCP forbids both),
+stream resumption (not used on these links), several servers (a broken link between two looks like silence
+of the nodes behind it), presence that the server invents, and limits on size and rate (tested elsewhere).
 """
 
 from __future__ import annotations
@@ -127,10 +141,12 @@ class Session:
         self.directed: dict[str, None] = {}
         """Who was sent directed presence, and so learns of the end."""
         self.ended = False
+        self.stalled = False
         self.up = Stream(network, lambda stanza: network.route(self, stanza))
         self.down = Stream(network, lambda stanza: link.arrive(self, stanza))
 
     def stall(self, stalled: bool) -> None:
+        self.stalled = stalled
         self.up.stall(stalled)
         self.down.stall(stalled)
 
@@ -144,6 +160,8 @@ class Link:
         self.session: Session | None = None
         self.refused = False
         """While set, every attempt to connect fails."""
+        self.on_first_up: Callable[[], None] | None = None
+        """Called once, before the owner hears that it is connected."""
         self._network = network
         self._events: TransportEvents | None = None
         self._closed = False
@@ -187,12 +205,12 @@ class Link:
         if self._closed or self.clock.dead or self.session is not None:
             return
         network = self._network
-        if not network.server_up or self.refused:
+        if not network.server_up or self.refused or not network.admits(self.address):
             self.clock.call_later(network.random.uniform(0.1, network.settings.reconnect_s), self.connect)
             return
         self.session = network.admit(self)
         network.note("up", self.address)
-        self._tell(lambda events: events.on_up(self.address))
+        self._tell(self._came_up)
 
     def lose(self, session: Session, reason: str) -> None:
         """The node notices that this session is dead."""
@@ -207,11 +225,13 @@ class Link:
     def close(self) -> None:
         """The process ends, by a signal or in order: the socket closes after what was written."""
         self._closed = True
-        if self.session is not None:
-            self.session.down.cut(0)
-            self.session.stall(False)
-            self.session.up.put(Stanza(Kind.END, self.address, ""))
-            self.session = None
+        session, self.session = self.session, None
+        if session is not None:
+            session.down.cut(0)
+            if session.stalled:
+                self._network.forget(session, self._network.random.uniform(0.5, 20.0))
+            else:
+                session.up.put(Stanza(Kind.END, self.address, ""))
 
     def arrive(self, session: Session, stanza: Stanza) -> None:
         """A stanza comes out of the session's stream."""
@@ -220,7 +240,7 @@ class Link:
         sender = stanza.sender
         match stanza.kind:
             case Kind.MESSAGE:
-                self._tell(lambda events: events.on_message(sender, stanza.payload, stanza.chat))
+                self.clock.deliver(lambda: self._hear(stanza))
             case Kind.WORDS:
                 self._tell(lambda events: events.on_message(sender, stanza.text.encode(), True))
             case Kind.AVAILABLE:
@@ -231,6 +251,19 @@ class Link:
                 self._tell(lambda events: events.on_heard(sender))
             case Kind.PING:
                 self.clock.deliver(lambda: self._put(Stanza(Kind.PONG, self.address, sender)))
+                self._tell(lambda events: events.on_heard(sender))
+
+    def _hear(self, stanza: Stanza) -> None:
+        if self._network.on_heard is not None:
+            self._network.on_heard(self, stanza)
+        assert self._events is not None, "a link needs an owner before it connects"
+        self._events.on_message(stanza.sender, stanza.payload, stanza.chat)
+
+    def _came_up(self, events: TransportEvents) -> None:
+        first, self.on_first_up = self.on_first_up, None
+        if first is not None:
+            first()
+        events.on_up(self.address)
 
     def _tell(self, call: Callable[[TransportEvents], None]) -> None:
         assert self._events is not None, "a link needs an owner before it connects"
@@ -248,6 +281,12 @@ class Network:
         self.server_up = True
         self.on_sent: Callable[[Link, Stanza], None] | None = None
         """Called with every stanza at the instant in which a shell sends it."""
+        self.on_heard: Callable[[Link, Stanza], None] | None = None
+        """Called with every message just before the shell of the node sees it."""
+        self.exclusive: set[str] = set()
+        """Addresses of which a second session is turned away while the first is there."""
+        self.untold: set[str] = set()
+        """Addresses whose end nobody is told of."""
         self._trace = trace
         self._sessions: dict[str, Session] = {}
 
@@ -268,11 +307,18 @@ class Network:
 
     # --- sessions ---------------------------------------------------------------------------------
 
+    def admits(self, address: str) -> bool:
+        """Whether somebody may bind this address now."""
+        return not (address in self.exclusive and address in self._sessions)
+
     def admit(self, link: Link) -> Session:
-        """Bind; a session that has the address already is ended first (conflict)."""
+        """Bind; a session that has the address already is ended first (conflict), and its node told."""
         old = self._sessions.get(link.address)
         if old is not None:
+            silent = old.stalled
             self._end(old, "conflict: bound again")
+            if not silent:
+                self._tell_lost(old, self.random.uniform(0.0, 0.1), "conflict")
         session = Session(self, link)
         self._sessions[link.address] = session
         return session
@@ -286,7 +332,7 @@ class Network:
         session.down.cut(0)
         if self._sessions.get(session.address) is session:
             del self._sessions[session.address]
-        for to in session.directed:
+        for to in session.directed if session.address not in self.untold else ():
             self._send_to(to, Stanza(Kind.UNAVAILABLE, session.address, to, text=reason))
 
     def _find(self, address: str) -> Session | None:
@@ -343,9 +389,25 @@ class Network:
 
     def stall(self, link: Link, stalled: bool) -> None:
         """The cable is out (or back): nothing moves, and nobody is told."""
-        if link.session is not None:
+        session = link.session
+        if session is not None:
             self.note("stall" if stalled else "unstall", link.address)
-            link.session.stall(stalled)
+            session.stall(stalled)
+            if session.ended and not stalled:  # it ended meanwhile, as the node learns now
+                self._tell_lost(session, 0.0, "connection lost")
+
+    def forget(self, session: Session, after_s: float) -> None:
+        """The node of this session died without a word; the server finds out some time later."""
+        session.stall(True)
+        self.timeline.call_later(after_s, lambda: self._end(session, "no sign of life"))
+
+    def forget_dead(self) -> None:
+        """The server finds out at once of all whose nodes died without a word."""
+        for session in [s for s in self._sessions.values() if s.link.clock.dead and s.stalled]:
+            self._end(session, "no sign of life")
+
+    def _tell_lost(self, session: Session, after_s: float, reason: str) -> None:
+        self.timeline.call_later(after_s, lambda: session.link.lose(session, reason))
 
     def stop_server(self) -> None:
         """Everybody is down; presence is forgotten, so nobody is told that anyone left."""

@@ -18,6 +18,8 @@ from kestrel.protocol import codec
 from kestrel.protocol import messages as m
 
 RESEND_S = 4.0
+TRY_AGAIN = frozenset(("busy", "going", "store"))
+"""Codes of errors on which a request is put again: the manager is busy, leaves, or its store fails."""
 WAIT_RESEND_S = 25.0
 """A `results` request with `wait` is answered within the manager's `wait_s_max`."""
 
@@ -93,6 +95,16 @@ class ScriptedUser:
         """Every job of this user has ended and all its results were read."""
         return all(plan.done for plan in self.plans)
 
+    def pending(self, key: str) -> m.UserToManager | None:
+        """The request of this id, if it is not answered yet."""
+        found = self._pending.get(key)
+        return None if found is None else found.message
+
+    @property
+    def unanswered(self) -> list[m.UserToManager]:
+        """All requests that are not answered yet."""
+        return [pending.message for pending in self._pending.values()]
+
     def submit(self, plan: JobPlan) -> None:
         """Begin with one job."""
         self._ask(plan.message, plan, fixed=True)
@@ -143,7 +155,7 @@ class ScriptedUser:
         pending = self._pending.pop(message.re, None)
         if pending is None:
             return  # a second answer to a request that was sent twice
-        if isinstance(message, m.Error) and message.code in ("busy", "store"):
+        if isinstance(message, m.Error) and message.code in TRY_AGAIN:
             self._again_later(pending)
         elif isinstance(pending.message, m.Drain):
             self._on_drained(pending.message)
@@ -191,7 +203,7 @@ class ScriptedUser:
     # --- answers ----------------------------------------------------------------------------------
 
     def _again_later(self, pending: _Pending) -> None:
-        """The manager is busy, or its disk fails: it asks to be asked again."""
+        """Not now: the manager asks to be asked again."""
         key = pending.message.id
         self._pending[key] = pending
         pending.sends += 1

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from random import Random
 
 from kestrel.core.model import SchedulerSettings
+from kestrel.manager.leadership import LeaseSettings
 from kestrel.manager.settings import ManagerSettings
-from kestrel.sim.checkers import BrokenLawError, Checkers
+from kestrel.sim.checkers import Checkers
 from kestrel.sim.clock import ProcessClock, Timeline
 from kestrel.sim.faults import Fault, Faults, Weather, draw_kinds
 from kestrel.sim.hosts import ManagerHost, Node, Shells, WorkerHost, worker_settings
 from kestrel.sim.launcher import Machinery
+from kestrel.sim.laws import BrokenLawError
 from kestrel.sim.ledger import Ledger
 from kestrel.sim.network import Network
 from kestrel.sim.plans import TAGS, draw_plan, draw_question
@@ -49,9 +51,13 @@ class WorldSettings:
     jobs_max: int = 4
     questions_max: int = 12
     slots_max: int = 4
+    standbys_max: int = 2
+    leased_share: float = 0.6
+    """Share of the worlds whose managers stand by for each other on one database."""
     queued_max: tuple[int, ...] = (10, 40)
     """Of each worker one of these: less than the manager gives it overflows."""
     finished_max: tuple[int, ...] = (3, 60)
+    lease: LeaseSettings = field(default_factory=LeaseSettings)
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
             lookahead_s=0.5, batch_max=20, backlog_max=40, lease_s=6.0, probe_s=2.0, settle_s=3.0
@@ -81,8 +87,12 @@ class World:
         shells: Shells | None = None,
         faults: tuple[dict[Fault, float], frozenset[Weather]] | None = None,
         plans: Callable[[Random, Scripts], list[list[JobPlan]]] | None = None,
+        standbys: int | None = None,
     ) -> None:
-        """`faults` and `plans` (per user) replace what the seed would choose."""
+        """`faults`, `plans` (per user) and `standbys` replace what the seed would choose.
+
+        `standbys`: how many managers stand by beside the active one; -1: one manager alone, without leases.
+        """
         self.seed = seed
         self.settings = settings or WorldSettings()
         self.random = random = Random(seed)
@@ -99,20 +109,14 @@ class World:
         bare, full = random.choice(
             (("kestrel.example", "kestrel.example"), ("manager@example", "manager@example/m"))
         )
-        self.manager = ManagerHost(
-            self.machinery,
-            self.network,
-            full,
-            self.disk,
-            ManagerSettings(
-                scheduler=self.settings.scheduler,
-                admins=frozenset({"user0@example"}),
-                store_retry_s=0.5,
-                wait_s_max=10.0,
-            ),
-            shells,
-            self._failed,
-        )
+        if standbys is None:
+            leased = random.random() < self.settings.leased_share
+            standbys = random.randint(0, self.settings.standbys_max) if leased else -1
+        self.managers = self._managers(full, standbys, shells)
+        if random.random() < 0.5:
+            self.network.exclusive.add(full)
+        if "@" not in full and random.random() < 0.5:
+            self.network.untold.add(full)
         self.workers = [
             self._worker(i, bare, shells)
             for i in range(random.randint(self.settings.workers_min, self.settings.workers_max))
@@ -122,6 +126,37 @@ class World:
         kinds, weather = faults if faults is not None else draw_kinds(random)
         self.faults = Faults(self, random, kinds, weather)
         self.checkers = Checkers(self)
+
+    def _managers(self, address: str, standbys: int, shells: Shells) -> list[ManagerHost]:
+        """Machines that can be the manager; they share address, settings and disk."""
+        settings = ManagerSettings(
+            scheduler=self.settings.scheduler,
+            admins=frozenset({"user0@example"}),
+            store_retry_s=0.5,
+            wait_s_max=10.0,
+        )
+        lease = None if standbys < 0 else self.settings.lease
+        return [
+            ManagerHost(
+                self.machinery,
+                self.network,
+                address,
+                f"host{i}",
+                self.disk,
+                settings,
+                shells,
+                self._failed,
+                lease,
+            )
+            for i in range(1 + max(0, standbys))
+        ]
+
+    @property
+    def manager(self) -> ManagerHost:
+        """The machine whose manager may write now; the first one if there is none."""
+        epoch = self.disk.store.epoch
+        found = (h for h in self.managers if h.manager is not None and h.manager.epoch == epoch)
+        return next(found, self.managers[0])
 
     def _worker(self, number: int, manager: str, shells: Shells) -> WorkerHost:
         random, settings = self.random, self.settings
@@ -163,7 +198,7 @@ class World:
 
     def nodes(self) -> list[Node]:
         """All machines."""
-        return [self.manager, *self.workers, *self.user_hosts]
+        return [*self.managers, *self.workers, *self.user_hosts]
 
     def note(self, what: str, *fields: object) -> None:
         """Write into the history's log."""
@@ -186,15 +221,16 @@ class World:
         self.run_until(
             self.timeline.now + self.settings.liveness_s, lambda: all(u.finished for u in self.users)
         )
-        self.checkers.everything_ended()
-        self.run_until(self.timeline.now + self.settings.settle_s, self.checkers.settled)
-        self.checkers.at_end()
+        self.checkers.endings.everything_ended()
+        self.run_until(self.timeline.now + self.settings.settle_s, self.checkers.endings.settled)
+        self.checkers.endings.at_end()
 
     def begin(self) -> None:
         """Switch everything on, and let the faults come."""
         random = self.random
         later = self.timeline.call_later
-        later(random.uniform(0.0, 2.0), self.manager.start)
+        for manager in self.managers:
+            later(random.uniform(0.0, 2.0), manager.start)
         for worker in self.workers:
             later(random.uniform(0.0, 4.0), worker.start)
         for host in self.user_hosts:
@@ -219,7 +255,7 @@ class World:
             if self.failure is not None:
                 raise self.failure
             if self.steps % check_every == 0:
-                self.checkers.after_steps()
+                self.checkers.standing.after_steps()
                 if reached is not None and reached():
                     break
             if self.steps > self.settings.steps_max:
