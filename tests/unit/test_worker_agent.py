@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from kestrel.core.execution_events import Finished
 from kestrel.errors import EnvironmentProblem, PeerError
@@ -17,7 +19,7 @@ from kestrel.protocol import messages as m
 from kestrel.worker.agent import WorkerAgent
 from kestrel.worker.profile import detect
 from kestrel.worker.settings import WorkerSettings
-from kestrel.worker.spool import MemorySpool, Spool
+from kestrel.worker.spool import SPOOL_BYTES_MAX, MemorySpool, Spool
 
 MANAGER = "manager.kestrel.localhost"
 ME = "w1@kestrel.localhost/box"
@@ -37,7 +39,13 @@ class Timer:
 class World:
     """Clock, transport and launcher in one; `said` and `started` are what the agent did since last asked."""
 
-    def __init__(self, slots: int = 2, spool: Spool | None = None, directory: str = "/nowhere") -> None:
+    def __init__(
+        self,
+        slots: int = 2,
+        spool: Spool | None = None,
+        directory: str = "/nowhere",
+        finished_max: int = 10_000,
+    ) -> None:
         self.time = 0.0
         self.timers: list[Timer] = []
         self.messages: list[m.Message] = []
@@ -45,8 +53,11 @@ class World:
         self.started: list[StartProcess] = []
         self.stopped: list[int] = []
         profile = m.Profile(cores=slots, provides=["FOO"])
-        settings = WorkerSettings(MANAGER, profile, workdir="/work dir", output_directory=directory)
-        self.agent = WorkerAgent(self, self, self, spool or MemorySpool(), settings)
+        settings = WorkerSettings(
+            MANAGER, profile, workdir="/work dir", output_directory=directory, finished_max=finished_max
+        )
+        self.spool = spool or MemorySpool()
+        self.agent = WorkerAgent(self, self, self, self.spool, settings)
 
     def now(self) -> float:
         return self.time
@@ -156,10 +167,9 @@ def test_a_task_is_started_with_its_words_environment_and_files_and_its_end_is_r
     assert isinstance(report, m.Report)
     attempt = m.AttemptReport(job=7, task=4, attempt=50, state="failed", exit_code=3, wall_s=1.5, out="hello")
     assert report.attempts == [attempt]
-    assert world.agent.spool.restored == ()
-    assert list(world.agent.spool.kept) == [50]  # type: ignore[attr-defined]
+    assert list(world.spool.kept) == [50]  # type: ignore[attr-defined]
     world.tell(m.Ack(n=report.n))
-    assert not world.agent.spool.kept  # type: ignore[attr-defined]
+    assert not world.spool.kept  # type: ignore[attr-defined]
 
 
 def test_strangers_are_ignored_and_counted() -> None:
@@ -344,3 +354,253 @@ def test_the_machine_is_described() -> None:
         1,
     )
     assert len(codec.encode(profile)) < 1000
+
+
+# --- managers that change ----------------------------------------------------------------------------
+
+
+def introductions(world: World) -> int:
+    return sum(isinstance(message, m.Profile) for message in world.taken())
+
+
+def test_a_manager_that_has_been_silent_for_two_leases_is_introduced_to_again() -> None:
+    world = World()
+    world.agent.on_up(ME)
+    world.tell(m.Welcome(epoch=1, lease_s=10.0))
+    world.taken()
+    for _ in range(10):
+        world.pass_time(15)
+        world.agent.on_heard(MANAGER)
+    assert world.taken() == [], "its pings are signs of life"
+    world.pass_time(19.9)
+    world.agent.on_heard("eve@kestrel.localhost/x")
+    assert world.taken() == []
+    world.pass_time(0.2)
+    assert introductions(world) == 1
+    assert world.agent.counters["silences"] == 1
+    world.tell(m.Welcome(epoch=2, lease_s=10.0))
+    world.pass_time(19.9)
+    assert world.taken() == []
+
+
+def test_a_worker_whose_manager_changes_keeps_what_runs_and_reports_what_ended_after_the_welcome() -> None:
+    world = World()
+    world.join()
+    world.tell(m.Tasks(job=1, attempt=(1 << 32) + 1, tasks=[0, 1], spec=m.TaskSpec(command=["a"])))
+    world.end((1 << 32) + 1)
+    world.taken()
+    world.agent.on_available(MANAGER, Show.ONLINE, "")
+    world.tell(m.Error(code="unknown_worker", text="I am new"))
+    (profile,) = world.taken()
+    assert isinstance(profile, m.Profile)
+    assert {h.attempt for h in profile.held} == {(1 << 32) + 1, (1 << 32) + 2}
+    world.tell(m.Welcome(epoch=2))
+    world.pass_time(0.1)
+    (report,) = world.taken()
+    assert isinstance(report, m.Report)
+    assert [a.attempt for a in report.attempts] == [(1 << 32) + 1]
+    assert world.stopped == []
+    world.tell(m.Ack(n=report.n, epoch=1))
+    assert list(world.spool.kept) == [(1 << 32) + 1], "what the old one says counts no more"  # type: ignore[attr-defined]
+    world.tell(m.Ack(n=report.n, epoch=2))
+    assert not world.spool.kept  # type: ignore[attr-defined]
+    assert not world.agent.execution.is_running((1 << 32) + 1)
+    assert world.agent.execution.is_running((1 << 32) + 2)
+
+
+def test_a_call_is_answered_by_one_introduction_whatever_the_worker_knew() -> None:
+    for went_before in (False, True):
+        world = World()
+        world.join()
+        if went_before:
+            world.agent.on_unavailable(MANAGER, "gone")
+        world.agent.on_available(MANAGER, Show.ONLINE, "")
+        world.tell(m.Error(code="unknown_worker", text="I am new"))
+        assert introductions(world) == 1, went_before
+        world.tell(m.Welcome(epoch=2))
+        world.pass_time(20)
+        assert introductions(world) == 0, went_before
+
+
+def test_a_call_behind_an_introduction_that_was_lost_is_answered_soon() -> None:
+    world = World()
+    world.join()
+    world.tell(m.Error(code="unknown_worker", text="I forgot you"))
+    assert introductions(world) == 1, "and it is lost, with the manager that died just then"
+    world.pass_time(1)
+    world.tell(m.Error(code="unknown_worker", text="I am new"))
+    assert introductions(world) == 0, "it may be on its way"
+    world.pass_time(1.6)
+    assert introductions(world) == 1
+
+
+def test_what_a_replaced_manager_says_is_ignored_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.agent.on_up(ME)
+    world.tell(m.Welcome(epoch=5))
+    world.taken()
+    for _ in range(3):
+        world.tell(m.Welcome(epoch=4))
+        world.tell(m.Tasks(job=1, attempt=(4 << 32) + 7, tasks=[0], spec=m.TaskSpec(command=["a"])))
+        world.tell(m.Ack(n=1, epoch=4))
+    assert world.started == []
+    assert world.agent.execution.welcomed
+    ignored = [r for r in caplog.records if r.message == "other_life_ignored"]
+    assert sorted(r.__dict__["what"] for r in ignored) == [
+        "foreign_tasks",
+        "old_acknowledgements",
+        "old_welcomes",
+    ]
+    world.tell(m.Tasks(job=1, attempt=(5 << 32) + 7, tasks=[0], spec=m.TaskSpec(command=["a"])))
+    assert len(world.started) == 1
+
+
+def test_the_end_of_an_account_managers_old_session_is_not_the_end_of_the_new_one() -> None:
+    world = World()
+    world.join()
+    world.tell(m.Welcome(epoch=2), sender=f"{MANAGER}/new")
+    world.agent.on_unavailable(f"{MANAGER}/old", "replaced")
+    assert world.agent.execution.welcomed
+    world.agent.on_unavailable(f"{MANAGER}/new", "gone")
+    assert not world.agent.execution.welcomed
+
+
+# --- a spool that cannot be written -------------------------------------------------------------------
+
+
+class Disk(MemorySpool):
+    """A spool on a disk that may be full."""
+
+    full = False
+
+    def keep(self, finished: Sequence[Finished]) -> None:
+        if self.full:
+            raise EnvironmentProblem("the disk is full")
+        super().keep(finished)
+
+    def forget(self, attempts: Sequence[int]) -> None:
+        if self.full:
+            raise EnvironmentProblem("the disk is full")
+        super().forget(attempts)
+
+
+def test_while_the_spool_is_full_nothing_is_started_and_it_goes_on_when_there_is_room() -> None:
+    disk = Disk()
+    world = World(spool=disk)
+    world.join()
+    disk.full = True
+    world.tell(m.Tasks(job=1, attempt=1, tasks=list(range(5)), spec=m.TaskSpec(command=["a"])))
+    world.end(1, wall_s=9.0)
+    world.pass_time(0.1)
+    (report,) = world.taken()
+    assert isinstance(report, m.Report), "what cannot be kept is reported all the same"
+    assert world.presence[-1] == (Show.AWAY, "2/2 slots busy, job 1, spool full")
+    world.end(2, wall_s=9.0)
+    world.end(3, wall_s=9.0)
+    world.pass_time(3)
+    assert [s.attempt for s in world.started] == [1, 2, 3], (
+        "the third began before the first could not be kept"
+    )
+    assert disk.kept == {}
+    disk.full = False
+    world.pass_time(30)
+    assert set(disk.kept) == {1, 2, 3}
+    assert [s.attempt for s in world.started] == [1, 2, 3, 4, 5]
+    assert world.presence[-1] == (DND, "2/2 slots busy, job 1")
+
+
+def test_the_pauses_between_tries_to_write_grow_up_to_a_bound() -> None:
+    disk = Disk()
+    tried = []
+    world = World(spool=disk)
+    world.join()
+    disk.full = True
+    world.agent.on_unavailable(MANAGER, "gone")
+    world.tell(m.Tasks(job=1, attempt=1, tasks=[0], spec=m.TaskSpec(command=["a"])))
+    world.end(1)
+    failures = world.agent.counters["spool_failures"]
+    for _ in range(2000):
+        world.pass_time(0.1)
+        if world.agent.counters["spool_failures"] != failures:
+            failures = world.agent.counters["spool_failures"]
+            tried.append(world.time)
+    pauses = [round(b - a) for a, b in pairwise([0.0, *tried])]
+    assert pauses[:6] == [1, 2, 4, 8, 16, 30]
+    assert set(pauses[6:]) == {30}
+
+
+def test_acknowledged_results_that_make_room_end_the_pause_at_once() -> None:
+    disk = Disk()
+    world = World(slots=1, spool=disk)
+    world.join()
+    disk.full = True
+    world.tell(m.Tasks(job=1, attempt=1, tasks=[0, 1], spec=m.TaskSpec(command=["a"])))
+    world.end(1, wall_s=9.0)
+    world.pass_time(0.1)
+    (report,) = world.taken()
+    assert isinstance(report, m.Report)
+    disk.full = False
+    world.tell(m.Ack(n=report.n))
+    assert [s.attempt for s in world.started] == [1, 2]
+    assert disk.kept == {}
+    assert world.agent.keeper.unwritten == 0
+
+
+def test_what_could_not_be_forgotten_is_forgotten_when_the_spool_works_again() -> None:
+    disk = Disk()
+    world = World(spool=disk)
+    world.join()
+    world.tell(m.Tasks(job=1, attempt=1, tasks=[0], spec=m.TaskSpec(command=["a"])))
+    world.end(1)
+    (report,) = world.taken()
+    assert isinstance(report, m.Report)
+    disk.full = True
+    world.tell(m.Ack(n=report.n))
+    assert set(disk.kept) == {1}
+    disk.full = False
+    world.pass_time(2)
+    assert disk.kept == {}
+
+
+def test_a_worker_that_is_to_leave_waits_for_what_only_memory_holds() -> None:
+    disk = Disk()
+    left: list[int] = []
+    world = World(spool=disk)
+    world.agent.on_left = lambda: left.append(1)
+    world.join()
+    world.tell(m.Tasks(job=1, attempt=1, tasks=[0], spec=m.TaskSpec(command=["a"])))
+    disk.full = True
+    world.end(1)
+    world.agent.on_unavailable(MANAGER, "gone")
+    world.agent.shutdown()
+    world.pass_time(5)
+    assert left == []
+    disk.full = False
+    world.pass_time(30)
+    assert left == [1]
+    assert set(disk.kept) == {1}
+
+
+def test_while_nobody_listens_work_is_taken_up_to_a_bound_and_goes_on_later() -> None:
+    world = World(slots=1, finished_max=3)
+    world.join()
+    world.tell(m.Tasks(job=1, attempt=1, tasks=list(range(9)), spec=m.TaskSpec(command=["a"])))
+    world.agent.on_unavailable(MANAGER, "gone")
+    for attempt in (1, 2, 3):
+        world.end(attempt, wall_s=9.0)
+    world.pass_time(1000)
+    assert [s.attempt for s in world.started] == [1, 2, 3]
+    world.taken()
+    world.agent.on_available(MANAGER, Show.ONLINE, "")
+    world.tell(m.Welcome(epoch=1))
+    world.pass_time(0.1)
+    report = world.taken()[-1]
+    assert isinstance(report, m.Report)
+    world.tell(m.Ack(n=report.n, epoch=1))
+    assert [s.attempt for s in world.started] == [1, 2, 3, 4]
+
+
+def test_what_memory_may_hold_fits_into_the_spool() -> None:
+    settings = World().agent.settings
+    worst_overshoot = 64 * 1024 * 1024  # what may still be running when the bound is reached
+    assert settings.finished_bytes_max + worst_overshoot <= SPOOL_BYTES_MAX

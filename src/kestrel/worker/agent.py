@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, assert_never
@@ -19,10 +18,13 @@ import msgspec
 
 from kestrel.core import execution_events as xe
 from kestrel.core.execution import Execution, ExecutionSettings
-from kestrel.errors import EnvironmentProblem, PeerError
+from kestrel.core.model import epoch_of
+from kestrel.errors import PeerError
 from kestrel.ports import Clock, Launcher, ProcessEnded, Show, TimerHandle, Transport
 from kestrel.protocol import codec
 from kestrel.protocol import messages as m
+from kestrel.worker.joining import Joining
+from kestrel.worker.keeping import Keeper
 from kestrel.worker.outputs import Outputs
 from kestrel.worker.reports import render, report_message
 from kestrel.worker.settings import WorkerSettings
@@ -51,15 +53,15 @@ class WorkerAgent:
         self.clock = clock
         self.transport = transport
         self.launcher = launcher
-        self.spool = spool
         self.settings = settings
         self.outputs = Outputs(settings.output_directory)
         self.counters: Counter[str] = Counter()
+        self.keeper = Keeper(clock, spool, self.counters, self._on_spool_changed)
         self.on_left: Callable[[], None] = _nothing
         """Called once when everything is done after `shutdown`."""
         self.on_failed: Callable[[Exception], None] = _ignored
         """Called when this worker can never work for its manager."""
-        self.address = ""
+        self.joining = Joining(clock, settings, self.counters, self._introduce)
         self.execution = Execution(
             ExecutionSettings(
                 slots=settings.slots,
@@ -72,18 +74,17 @@ class WorkerAgent:
             life=spool.life,
             restored=spool.restored,
         )
-        self._up = False
         self._closed = False
-        self._manager = settings.manager
-        self._manager_present = True
-        """Until we are told otherwise."""
-        self._introduced = False
-        """An introduction is on its way, or was answered, as far as we know."""
+        self._told: set[str] = set()
+        """What is logged once."""
+        self._leaving = False
+        """All is done but what only memory holds."""
+        self._spool_failing = False
+        """What the machine was told last."""
+        self._epoch = 0
+        """Of the life that welcomed us last."""
         self._stanza_bytes_max = settings.stanza_bytes_max
         self._tail_bytes = 4096
-        self._joins = 0
-        """Introductions since the last welcome."""
-        self._join_due: TimerHandle | None = None
         self._deadline: float | None = None
         self._timer: TimerHandle | None = None
 
@@ -99,9 +100,10 @@ class WorkerAgent:
     def close(self) -> None:
         """Stop reacting at once."""
         self._closed = True
-        for timer in (self._timer, self._join_due):
-            if timer is not None:
-                timer.cancel()
+        self.keeper.close()
+        self.joining.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     # --- ports.LauncherEvents ---------------------------------------------------------------------
 
@@ -136,54 +138,37 @@ class WorkerAgent:
     def on_up(self, address: str) -> None:
         if self._closed:
             return
-        self.address = address
-        self._up = True
-        self._manager_present = True
-        self._joins = 0
         log.info("worker_up", extra={"address": address, "manager": self.settings.manager})
-        self._join()
+        self.joining.on_up(address)
 
     def on_down(self, reason: str) -> None:
         if self._closed:
             return
-        self._up = False
-        if self._join_due is not None:
-            self._join_due.cancel()
         log.warning("worker_down", extra={"reason": reason})
-        self._lose_manager()
+        self.joining.on_down()
+        self._handle(xe.ManagerLost())
 
     def on_available(self, sender: str, show: Show, status: str) -> None:
-        if self._closed or not self._is_manager(sender):
-            return
-        if self._manager_present:
-            return
-        self._manager_present = True
-        self._joins = 0
-        if self._introduced:  # this answers the presence that went ahead of our introduction
-            self._join_later()
-        else:
-            self._join()
+        if not self._closed and self.joining.is_manager(sender):
+            self.joining.on_heard(sender)
+            self.joining.on_available()
 
     def on_unavailable(self, sender: str, reason: str) -> None:
-        if self._closed or not self._is_manager(sender):
+        if self._closed or not self.joining.is_manager(sender):
             return
-        if self._manager_present:
-            log.warning("manager_gone", extra={"manager": sender, "reason": reason})
-            self._joins = 0
-        self._manager_present = False
-        self._introduced = False
-        self._lose_manager()
-        self._join_later()
+        if self.joining.on_unavailable(sender, reason):
+            self._handle(xe.ManagerLost())
 
     def on_heard(self, sender: str) -> None:
-        """Nothing: a worker asks nobody for a sign of life."""
+        self.joining.on_heard(sender)
 
     def on_message(self, sender: str, payload: bytes, chat: bool) -> None:
         if self._closed:
             return
-        if not self._is_manager(sender):
+        if not self.joining.is_manager(sender):
             self.counters["foreign_messages"] += 1
             return
+        self.joining.on_heard(sender)
         try:
             message = codec.decode_to_worker(payload)
         except codec.ProtocolError as problem:
@@ -197,8 +182,11 @@ class WorkerAgent:
         match message:
             case m.Tasks():
                 self._on_tasks(message)
-            case m.Ack(n=n):
-                self._handle(xe.ReportStored(n))
+            case m.Ack(n=n, epoch=epoch):
+                self._handle(xe.ReportStored(n, epoch))
+                self._tell_ignored(
+                    "old_acknowledgements", self.execution.counters.old_acknowledgements, epoch
+                )
             case m.Welcome():
                 self._on_welcome(sender, message)
             case m.Stop(attempts=attempts):
@@ -214,86 +202,63 @@ class WorkerAgent:
 
     # --- joining ----------------------------------------------------------------------------------
 
-    def _is_manager(self, sender: str) -> bool:
-        """Whether the stamped sender is our manager: the same bare JID, or any of a component's."""
-        bare = sender.partition("/")[0].casefold()
-        manager = self.settings.manager.partition("/")[0].casefold()
-        if bare == manager:
-            return True
-        ours = self.address.partition("/")[0].rpartition("@")[2].casefold()
-        return "@" not in manager and manager != ours and bare.partition("@")[2] == manager
-
-    def _join(self) -> None:
-        """Introduce ourselves, and again later if there is no welcome."""
-        if not self._up or self._closed:
-            return
-        self._manager = self.settings.manager
-        self._introduced = True
+    def _introduce(self) -> None:
+        """Show ourselves, and say who we are and what we hold."""
         self._announce(self.execution.load())
         room = self._stanza_bytes_max - ENVELOPE_BYTES - len(codec.encode(self.settings.profile))
         self._handle(xe.IntroductionDue(max(1, room // HELD_BYTES)))
-        self._join_later()
-
-    def _join_later(self) -> None:
-        if not self._up:
-            return
-        settings = self.settings
-        first, most = (
-            (settings.welcome_s, settings.welcome_s_max)
-            if self._manager_present
-            else (settings.join_retry_s, settings.join_retry_s_max)
-        )
-        delay_s = min(most, first * 2.0 ** min(self._joins, 16))
-        # spread by address, so that a thousand workers do not all come in the same moment
-        delay_s *= 1.0 + 0.25 * zlib.crc32(self.address.encode()) / 2**32
-        if self._join_due is not None:
-            self._join_due.cancel()
-        self._join_due = self.clock.call_later(delay_s, self._join_again)
-
-    def _join_again(self) -> None:
-        self._join_due = None
-        if self._up and not self.execution.welcomed:
-            self._joins += 1
-            self._join()
-
-    def _lose_manager(self) -> None:
-        self._handle(xe.ManagerLost())
 
     def _on_welcome(self, sender: str, welcome: m.Welcome) -> None:
+        if welcome.epoch < self._epoch:
+            self._handle(self._welcome_event(welcome))
+            self._tell_ignored("old_welcomes", self.execution.counters.old_welcomes, welcome.epoch)
+            return
         if welcome.protocol < m.PROTOCOL_VERSION:
             self._fail(
                 f"the manager speaks protocol {welcome.protocol}, this worker {m.PROTOCOL_VERSION}",
                 "upgrade the manager, or install the manager's version of Kestrel on this machine",
             )
             return
-        if self._join_due is not None:
-            self._join_due.cancel()
-            self._join_due = None
-        self._joins = 0
-        self._manager = sender
-        self._manager_present = True
+        self._epoch = welcome.epoch
+        self.joining.on_welcomed(sender, welcome.lease_s)
         self._stanza_bytes_max = welcome.stanza_bytes_max
         # two streams, and a byte may become six in JSON: even the worst report fits into one message
         self._tail_bytes = min(welcome.tail_bytes, self._stanza_bytes_max // 16)
         log.info("welcomed", extra={"manager": sender, "pool": welcome.pool, "epoch": welcome.epoch})
+        self._handle(self._welcome_event(welcome))
+
+    @staticmethod
+    def _welcome_event(welcome: m.Welcome) -> xe.ManagerWelcomed:
         room = max(1, welcome.stanza_bytes_max - ENVELOPE_BYTES)
-        self._handle(xe.ManagerWelcomed(welcome.epoch, welcome.report_delay_s, room))
+        return xe.ManagerWelcomed(welcome.epoch, welcome.report_delay_s, room)
+
+    def _tell_ignored(self, what: str, count: int, epoch: int) -> None:
+        """What another life of the manager said, as the machine counts it; one line in the log per kind."""
+        if not count or what in self._told:
+            return
+        self._told.add(what)
+        log.warning(
+            "other_life_ignored",
+            extra={
+                "what": what,
+                "epoch": epoch,
+                "known": self._epoch,
+                "hint": "a manager that was replaced is harmless; if its store was, restart this worker",
+            },
+        )
 
     def _on_error(self, error: m.Error) -> None:
         self.counters["errors"] += 1
         log.warning("manager_error", extra={"code": error.code, "text": error.text, "hint": error.hint})
         if error.code == "unknown_worker":
-            if self.execution.welcomed:
-                self._joins = 0
-                self._join()
+            self.joining.on_unknown()
         elif error.code == "version":
             self._fail(error.text, error.hint)
 
     def _fail(self, text: str, hint: str) -> None:
         log.error("worker_failed", extra={"text": text, "hint": hint})
-        self._lose_manager()
-        if self._join_due is not None:
-            self._join_due.cancel()
+        self.joining.on_refused()
+        self._handle(xe.ManagerLost())
         self.on_failed(PeerError(text, hint=hint, code="version"))
 
     # --- tasks and output -------------------------------------------------------------------------
@@ -302,7 +267,7 @@ class WorkerAgent:
         spec = tasks.spec
         prepared = None
         if spec is not None:
-            prepared = PreparedJob(tasks.job, spec, self.address, self.settings)
+            prepared = PreparedJob(tasks.job, spec, self.joining.address, self.settings)
         self._handle(
             xe.TasksReceived(
                 tasks.job,
@@ -313,6 +278,7 @@ class WorkerAgent:
                 1 if spec is None else spec.slots,
             )
         )
+        self._tell_ignored("foreign_tasks", self.execution.counters.foreign_tasks, epoch_of(tasks.attempt))
 
     def _on_read_output(self, request: m.ReadOutput) -> None:
         attempt = request.attempt
@@ -355,7 +321,15 @@ class WorkerAgent:
         now = self.clock.now()
         for effect in self.execution.handle(event, now):
             self._carry_out(effect)
+        self._settle(now)
+
+    def _settle(self, now: float) -> None:
+        """What follows from the effects: tell the spool's state, watch the deadline, take the way out."""
+        if self.keeper.failing != self._spool_failing:
+            self._tell_spool(now)
         self._watch_deadline(now)
+        if self._leaving and not self._closed:
+            self._leave()
 
     def _watch_deadline(self, now: float) -> None:
         deadline = self.execution.deadline()
@@ -378,11 +352,11 @@ class WorkerAgent:
             case xe.StartAttempts(starts):
                 self.launcher.start([self._start_of(start) for start in starts])
             case xe.KeepFinished(finished):
-                self._keep(finished)
+                self.keeper.keep(finished)
             case xe.SendReport(number, finished):
-                self.transport.send(self._manager, report_message(number, finished))
+                self.transport.send(self.joining.manager, report_message(number, finished))
             case xe.ForgetFinished(attempts):
-                self._forget(attempts)
+                self.keeper.forget(attempts)
             case xe.StopProcesses(attempts):
                 self.launcher.stop(attempts)
             case xe.SendRevoked(job, attempts):
@@ -393,7 +367,7 @@ class WorkerAgent:
             case xe.AnnounceLoad():
                 self._announce(effect)
             case xe.LeavePool():
-                self._leave()
+                self._leaving = True
             case _:
                 assert_never(effect)
 
@@ -402,37 +376,47 @@ class WorkerAgent:
         files = self.outputs.paths(start.job, start.task, start.attempt)
         return prepared.start(start, files, self._tail_bytes)
 
-    def _keep(self, finished: Sequence[xe.Finished]) -> None:
-        try:
-            self.spool.keep(finished)
-        except EnvironmentProblem as problem:  # they are still in memory, and are reported from there
-            self.counters["spool_failures"] += 1
-            log.error("spool_failed", extra={"text": problem.text, "hint": problem.hint})
+    def _tell_spool(self, now: float) -> None:
+        """The machine learns that nothing can be kept, so that it starts nothing, or that it can again."""
+        self._spool_failing = self.keeper.failing
+        event = xe.SpoolFailed() if self._spool_failing else xe.SpoolMended()
+        for effect in self.execution.handle(event, now):
+            self._carry_out(effect)
+        if self.execution.welcomed:
+            self._announce(self.execution.load())
 
-    def _forget(self, attempts: Sequence[int]) -> None:
-        try:
-            self.spool.forget(attempts)
-        except EnvironmentProblem as problem:  # they may be reported twice, which changes nothing
-            self.counters["spool_failures"] += 1
-            log.error("spool_failed", extra={"text": problem.text, "hint": problem.hint})
+    def _on_spool_changed(self) -> None:
+        if not self._closed:
+            self._settle(self.clock.now())
 
     def _send(self, message: m.Message) -> None:
-        self.transport.send(self._manager, codec.encode(message))
+        self.transport.send(self.joining.manager, codec.encode(message))
 
     def _announce(self, load: xe.AnnounceLoad) -> None:
         if load.draining:
             show = Show.XA
         else:
             show = Show.DND if load.busy >= load.slots else Show.CHAT
+        if self.keeper.failing and not load.draining:
+            show = Show.AWAY  # a manager gives no tasks to who is away
         status = f"{load.busy}/{load.slots} slots busy"
         if load.jobs:
             status += f", job{'s' * (len(load.jobs) > 1)} {', '.join(map(str, load.jobs))}"
+        if self.keeper.failing:
+            status += ", spool full"
         if load.draining:
             status += ", leaving"
         self.transport.announce(self.settings.manager, show, status)
 
     def _leave(self) -> None:
-        if self._up:
+        if self.keeper.unwritten:
+            if "leave_waits" not in self._told:
+                self._told.add("leave_waits")
+                hint = "free some space, or let the manager have them"
+                log.error("leave_waits", extra={"in_memory_only": self.keeper.unwritten, "hint": hint})
+            return
+        self._leaving = False
+        if self.joining.up:
             self.transport.withdraw(self.settings.manager)
         self.on_left()
 

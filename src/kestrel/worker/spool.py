@@ -259,8 +259,8 @@ class FileSpool:
             if d.torn and not d.saved:
                 log.warning("spool_torn_record", extra=where)
             else:
-                text = "results that stood there are lost; their tasks are run again"
-                log.error("spool_damaged", extra=where | {"saved": d.saved, "text": text})
+                words = "results that stood there are lost; their tasks are run again"
+                log.error("spool_damaged", extra=where | {"saved": d.saved, "text": words})
         for text in texts:
             try:
                 if text.startswith((b'{"life"', b'{"forget"')):
