@@ -308,7 +308,7 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Finish what came in, then release everything. Blocks."""
+        """Finish what came in, then release everything, a lease too. Blocks; may be called twice."""
         ...
 
 

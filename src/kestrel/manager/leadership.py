@@ -104,7 +104,7 @@ class Leadership:
         self._answered_since: float | None = None
         self.problem: StoreError | None = None
         """Why the last question was not answered; None: it was."""
-        self._when_given_back: Callable[[], None] | None = None
+        self._when_given_back: Callable[[], object] | None = None
 
     # --- what the owner calls ---------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class Leadership:
         """Ask nothing more and tell nothing more; a lease that we have runs out by itself."""
         self._end()
 
-    def release(self, done: Callable[[], None] | None = None) -> None:
+    def release(self, done: Callable[[], object] | None = None) -> None:
         """Give the lease back, if we have it, and close. `done` when that is answered, whatever the answer;
         at once if there is nothing to give back."""
         former = self._state
@@ -268,7 +268,7 @@ class Leadership:
             self._timer.cancel()
             self._timer = None
 
-    def _give_back(self, epoch: int, done: Callable[[], None] | None) -> None:
+    def _give_back(self, epoch: int, done: Callable[[], object] | None) -> None:
         def answered(answer: bool | StoreError) -> None:
             if isinstance(answer, StoreError):
                 log.warning("lease_not_released", extra={"epoch": epoch, "problem": answer.text})

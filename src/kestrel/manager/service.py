@@ -192,8 +192,8 @@ class ManagerService:
                 fail(_in_use(view.holder))  # somebody renews it
 
         def on_trouble(problem: StoreError) -> None:
-            if seen is None and not problem.retry:
-                fail(problem)  # a wrong address or password; later it may be anything
+            if not problem.retry:
+                fail(problem)  # a wrong address, another pool's database, a newer Kestrel's
 
         def fail(problem: StoreError) -> None:
             if not taken.done():
@@ -257,12 +257,17 @@ class ManagerService:
         if self._opening is not None:
             await asyncio.wait({self._opening})
             self._opening.exception()
+        await self._give_back()
         await asyncio.get_running_loop().run_in_executor(None, self._store.close)
-        await self._release()
 
-    async def _release(self) -> None:
+    async def _give_back(self) -> None:
+        """A store that was opened gives the lease back as it is closed, after its last unit; until then
+        nothing more is asked. One that was not opened has nothing to finish."""
         leadership, self._leadership = self._leadership, None
         if leadership is None:
+            return
+        if self._opening is not None:
+            leadership.close()
             return
         answered = asyncio.Event()
         leadership.release(answered.set)
