@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import parts.postgres
 from kestrel.core.effects import RecordResult
 from kestrel.core.model import TaskState
 from kestrel.errors import StoreError
@@ -69,10 +70,18 @@ def sqlite(loop: Loop, path: Path, pool: str, *, durable: bool = True) -> Store:
     return SqliteStore(place, loop.calls.put, pool=pool, durable=durable, settings=quick, wall=loop.wall)
 
 
+def postgres(loop: Loop, path: Path, pool: str) -> Store:
+    place = parts.postgres.shared().place(path)
+    from kestrel.store.postgres import PostgresStore
+
+    return PostgresStore(place, loop.calls.put, pool=pool, wall=loop.wall)
+
+
 MAKERS: dict[str, Maker] = {
     "memory": Maker(lambda loop, _, __: MemoryStore(loop), lasting=False),
     "sqlite": Maker(sqlite),
     "sqlite-not-durable": Maker(lambda loop, path, pool: sqlite(loop, path, pool, durable=False)),
+    "postgres": Maker(postgres, shared=True),
 }
 LASTING = [name for name, maker in MAKERS.items() if maker.lasting]
 
