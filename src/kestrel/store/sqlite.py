@@ -62,7 +62,7 @@ class SqliteSettings:
     file_bytes_max: int = 0
     """Largest size of the file; 0: as the disk allows."""
     reserve_bytes: int = 64 * 2**20
-    """With less room nothing new is taken on (`shortage`); at most an eighth of `file_bytes_max`."""
+    """With less room nothing new is taken on (`shortage`); an eighth of what there is, if that is less."""
     room_check_s: float = 1.0
     """How often it is looked how much room is left."""
 
@@ -224,8 +224,12 @@ class SqliteStore:
                 f"PRAGMA max_page_count = {max(1, self.settings.file_bytes_max // page_bytes)}"
             )
         schema.migrate(connection, self.path)
+        # One transaction: a file that cannot be read is not written to either.
+        connection.execute("BEGIN IMMEDIATE")
         rd.begin_life(connection, self._pool)
-        return rd.read_content(connection, terms_of)
+        content = rd.read_content(connection, terms_of)
+        connection.execute("COMMIT")
+        return content
 
     def _serve(self, writer: Writer, room: Room) -> None:
         """Store groups of units until the store closes, and look at the room that is left now and then."""

@@ -25,6 +25,8 @@ log = logging.getLogger("kestrel.store")
 Done: TypeAlias = Callable[[CommitDone | CommitFailed], None]
 
 MEBIBYTE = 2**20
+SMALL_PART = 8
+"""Of a small disk, or of a store that may not grow, this part is kept free at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +140,20 @@ class Room:
     def shortage(self) -> StoreError | None:
         """Why nothing new should be taken on now."""
         if self._file_bytes_max:
-            reserve = min(self._reserve_bytes, self._file_bytes_max // 8)
+            reserve = min(self._reserve_bytes, self._file_bytes_max // SMALL_PART)
             left = self._file_bytes_max - self._file_bytes()
             if left < reserve:
                 return self._short(left, reserve, f"in the store {self._path}, which may not grow further")
         try:
-            left = shutil.disk_usage(self._path.parent).free
+            disk = shutil.disk_usage(self._path.parent)
         except OSError as problem:
             if not self._unknown:
                 log.warning("store_room_unknown", extra={"path": str(self._path), "problem": str(problem)})
             self._unknown = True
             return None
-        if left < self._reserve_bytes:
-            return self._short(left, self._reserve_bytes, f"on the disk of the store {self._path}")
+        reserve = min(self._reserve_bytes, disk.total // SMALL_PART)
+        if disk.free < reserve:
+            return self._short(disk.free, reserve, f"on the disk of the store {self._path}")
         return None
 
     def _file_bytes(self) -> int:
