@@ -122,10 +122,12 @@ class Joining:
             self._tries = 0
             self._join()
             return
-        # Ours may be on its way, or may be lost with the life of the manager before this one.
-        soon = self._introduced_at + self._settings.join_retry_s_max
+        # Ours may be on its way, or lost with the life of the manager before this one. A second one that
+        # crosses the welcome would have all tasks stopped that came with it: it is not sent at once.
+        settings, now = self._settings, self._clock.now()
+        soon = max(now + settings.join_retry_s, self._introduced_at + settings.join_retry_s_max)
         if self._due is not None and soon < self._due_at:
-            self._join_in(max(0.0, soon - self._clock.now()))
+            self._join_in(soon - now)
 
     def on_welcomed(self, sender: str, lease_s: float) -> None:
         """We belong to this manager. It is to be heard from within `SILENCE_LEASES` of these leases."""
