@@ -173,6 +173,18 @@ class Postgres:
             self._schemas.add(name)
         return f"{self.dsn()}?options=-csearch_path%3D{name}"
 
+    @contextmanager
+    def scratch_place(self) -> Iterator[str]:
+        """DSN of an empty schema, which is dropped in the end."""
+        key = f"scratch {next(_databases)}"
+        place = self.place(key)
+        try:
+            yield place
+        finally:
+            self.execute(
+                "DO $$ BEGIN EXECUTE 'DROP SCHEMA ' || current_schema() || ' CASCADE'; END $$", place
+            )
+
     def execute(
         self, statement: str, dsn: str = "", values: tuple[object, ...] = ()
     ) -> list[tuple[Any, ...]]:

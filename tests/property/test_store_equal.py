@@ -1,6 +1,6 @@
-"""Any sequence of writes leaves the same in memory and in SQLite: answers, content, counters, refusals.
+"""Any sequence of writes leaves the same in every store: answers, content, counters, refusals.
 
-The memory store is the model; SQLite gets its units in groups of chance, and is closed and opened again.
+The memory store is the model; the others get their units in groups of chance, and are closed and opened again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import parts.postgres
 from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordResult, RecordTrouble, RecordWorker
 from kestrel.core.model import JobState, TaskState
 from kestrel.ports import (
@@ -149,32 +150,48 @@ def comparable(outcome: CommitDone | CommitFailed) -> Any:
     return outcome.duplicates, list(outcome.answers)
 
 
-def recount(path: Path) -> dict[int, tuple[m.TaskCounts, int]]:
+def recount(
+    query: Callable[[str], list[tuple[Any, ...]]], prefix: str
+) -> dict[int, tuple[m.TaskCounts, int]]:
     """The counters of every job, from its rows."""
-    connection = sqlite3.connect(path)
-    try:
-        found = {}
-        for (job,) in connection.execute("SELECT job FROM jobs").fetchall():
-            counts = dict.fromkeys((s.name.lower() for s in TaskState if s.terminal), 0)
-            last = 0
-            for state, seq in connection.execute("SELECT state, seq FROM results WHERE job = ?", (job,)):
-                counts[TaskState(state).name.lower()] += 1
-                last = max(last, seq)
-            for start, stop, seq in connection.execute(
-                "SELECT first, stop, seq FROM cancelled WHERE job = ?", (job,)
-            ):
-                counts["cancelled"] += stop - start
-                last = max(last, seq + stop - start - 1)
-            found[job] = (m.TaskCounts(**counts), last)
-        return found
-    finally:
-        connection.close()
+    found = {}
+    for (job,) in query(f"SELECT job FROM {prefix}jobs"):
+        counts = dict.fromkeys((s.name.lower() for s in TaskState if s.terminal), 0)
+        last = 0
+        for state, seq in query(f"SELECT state, seq FROM {prefix}results WHERE job = {job}"):
+            counts[TaskState(state).name.lower()] += 1
+            last = max(last, seq)
+        for start, stop, seq in query(f"SELECT first, stop, seq FROM {prefix}cancelled WHERE job = {job}"):
+            counts["cancelled"] += stop - start
+            last = max(last, seq + stop - start - 1)
+        found[job] = (m.TaskCounts(**counts), last)
+    return found
 
 
-def open_both(memory: Store, sqlite: Store) -> StoreContent:
-    in_memory, on_disk = memory.open(lambda r: r.user), sqlite.open(lambda r: r.user)
-    assert on_disk == in_memory
-    return on_disk
+def open_both(memory: Store, other: Store) -> StoreContent:
+    in_memory, kept = memory.open(lambda r: r.user), other.open(lambda r: r.user)
+    assert kept == in_memory
+    return kept
+
+
+def compare(lives: list[tuple[list[Any], bool, bool]], other: Store, other_loop: Loop) -> StoreContent:
+    """Live these lives in memory and in the other store → what is there in the end."""
+    memory_loop = Loop()
+    memory = MemoryStore(memory_loop)
+    setup = ([AddJob(JobRecord(1, "ann", "", b"", 20, False, 1.0))], [], 9)
+    for number, (life, grouped, with_numbers) in enumerate(lives):
+        open_both(memory, other)
+        life = [setup, *life] if number == 0 else life
+        life = numbered(life) if with_numbers else [(*unit[:2], 0) for unit in life]
+        expected = [comparable(o) for o in run(memory, memory_loop, life, grouped)]
+        found = [comparable(o) for o in run(other, other_loop, life, grouped)]
+        memory.close()
+        other.close()
+        assert found == expected
+    content = open_both(memory, other)
+    memory.close()
+    other.close()
+    return content
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -182,27 +199,43 @@ def open_both(memory: Store, sqlite: Store) -> StoreContent:
 def test_sqlite_does_what_memory_does(lives: list[tuple[list[Any], bool, bool]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "store.db"
-        memory_loop, sqlite_loop = Loop(), Loop()
-        memory = MemoryStore(memory_loop)
-        sqlite = SqliteStore(
-            path,
-            sqlite_loop.calls.put,
-            durable=False,
-            settings=SqliteSettings(params_cache_bytes_max=40),
-            wall=sqlite_loop.wall,
+        loop = Loop()
+        content = compare(
+            lives,
+            SqliteStore(
+                path,
+                loop.calls.put,
+                durable=False,
+                settings=SqliteSettings(params_cache_bytes_max=40),
+                wall=loop.wall,
+            ),
+            loop,
         )
-        setup = ([AddJob(JobRecord(1, "ann", "", b"", 20, False, 1.0))], [], 9)
-        for number, (life, grouped, with_numbers) in enumerate(lives):
-            open_both(memory, sqlite)
-            life = [setup, *life] if number == 0 else life
-            life = numbered(life) if with_numbers else [(*unit[:2], 0) for unit in life]
-            expected = [comparable(o) for o in run(memory, memory_loop, life, grouped)]
-            found = [comparable(o) for o in run(sqlite, sqlite_loop, life, grouped)]
-            memory.close()
-            sqlite.close()
-            assert found == expected
-        counted = recount(path)
-        content = open_both(memory, sqlite)
-        memory.close()
-        sqlite.close()
+        connection = sqlite3.connect(path)
+        counted = recount(lambda query: connection.execute(query).fetchall(), "")
+        connection.close()
+        assert {r.job: (r.counts, r.last) for r in content.jobs} == counted
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(lives)
+def test_postgres_does_what_memory_does(lives: list[tuple[list[Any], bool, bool]]) -> None:
+    server = parts.postgres.shared()
+    from kestrel.store.postgres import PostgresSettings, PostgresStore
+
+    with server.scratch_place() as place:
+        loop = Loop()
+        content = compare(
+            lives,
+            PostgresStore(
+                place,
+                loop.calls.put,
+                settings=PostgresSettings(
+                    params_cache_bytes_max=40, jobs_cached_max=2, states_read_at_once=10
+                ),
+                wall=loop.wall,
+            ),
+            loop,
+        )
+        counted = recount(lambda query: server.execute(query, place), "kestrel_")
         assert {r.job: (r.counts, r.last) for r in content.jobs} == counted
