@@ -334,8 +334,8 @@ def test_units_beyond_the_bound_are_refused_in_their_turn(path: Path) -> None:
     gate = Gate()
     desk.store.commit(gate, (), desk.outcomes.append)  # type: ignore[arg-type]
     assert gate.reached.wait(60)
-    for writes in ([job()], [result(0)], [result(1)], [result(2)]):
-        desk.store.commit(writes, (), desk.outcomes.append)
+    for number, writes in enumerate(([job()], [result(0)], [result(1)], [result(2)]), 1):
+        desk.store.commit(writes, (), desk.outcomes.append, unit=number)
     gate.opened.set()
     desk.fetch(5)
     kinds = [type(o) for o in desk.outcomes]
@@ -345,7 +345,10 @@ def test_units_beyond_the_bound_are_refused_in_their_turn(path: Path) -> None:
     assert isinstance(refused.problem, StoreError)
     assert refused.problem.retry
     assert refused.problem.code == "store_behind"
-    assert isinstance(desk.commit(result(1), result(2)), CommitDone)
+    for number in (3, 4):
+        desk.store.commit([result(number - 2)], (), desk.outcomes.append, unit=number)
+    desk.fetch(7)
+    assert [type(o) for o in desk.outcomes[5:]] == [CommitDone, CommitDone]
     desk.store.close()
     assert desk.open().jobs[0].counts.completed == 3
     desk.store.close()

@@ -18,27 +18,24 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import msgspec
 
 from kestrel.errors import InternalError, StoreError
 from kestrel.locks import lock_file
-from kestrel.ports import CommitDone, CommitFailed, JobRecord, Read, StoreContent, Write
+from kestrel.ports import CommitFailed, JobRecord, Read, StoreContent, Write
 from kestrel.store import reads as rd
 from kestrel.store import schema
 from kestrel.store.sqlite_problems import explain, for_caller, in_use
-from kestrel.store.sqlite_writer import Done, QueuedUnit, Room, Writer
+from kestrel.store.sqlite_writer import Room, Writer
+from kestrel.store.writing import Done, Post, UnitQueue
 
 log = logging.getLogger("kestrel.store")
-
-Post: TypeAlias = Callable[[Callable[[], None]], object]
-"""Has a function called on the event loop's thread; `loop.call_soon_threadsafe` is one."""
 
 LOCK_RETRY_S = 0.05
 
@@ -89,14 +86,12 @@ class SqliteStore:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or SqliteSettings()
-        self._post = post
         self._pool = pool
         self._durable = durable
         self._wall = wall
-        self._wake = threading.Condition()
-        self._waiting: deque[QueuedUnit] = deque()
-        self._closing = False
-        self._answers: deque[tuple[Done, CommitDone | CommitFailed]] = deque()
+        self._queue = UnitQueue(
+            str(self.path), post, self.settings.queue_units_max, self.settings.group_writes_max
+        )
         self._thread: threading.Thread | None = None
         self._shortage: StoreError | None = None
 
@@ -110,7 +105,7 @@ class SqliteStore:
         if self._thread is not None:
             raise InternalError(f"the store {self.path} is open already")
         opened: Future[StoreContent] = Future()
-        self._closing = False
+        self._queue.open()
         self._thread = threading.Thread(
             target=self._run, args=(terms_of, opened), name="kestrel-store", daemon=True
         )
@@ -123,15 +118,7 @@ class SqliteStore:
 
     def commit(self, writes: Sequence[Write], reads: Sequence[Read], done: Done, *, unit: int = 0) -> None:
         """Queue one unit; the sequences must not be changed before `done` is called."""
-        with self._wake:
-            if self._thread is None or self._closing:
-                raise InternalError(f"a unit was committed to the store {self.path}, which is not open")
-            if len(self._waiting) >= self.settings.queue_units_max:
-                entry = QueuedUnit((), (), done, refused=self._overfull())
-            else:
-                entry = QueuedUnit(writes, reads, done, unit)
-            self._waiting.append(entry)
-            self._wake.notify()
+        self._queue.put(writes, reads, done, unit)
 
     def shortage(self) -> StoreError | None:
         """Why nothing new should be taken on now, as was found out in the last `room_check_s`."""
@@ -142,24 +129,9 @@ class SqliteStore:
         thread = self._thread
         if thread is None:
             return
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        self._queue.close()
         thread.join()
         self._thread = None
-
-    # --- on the loop's thread -------------------------------------------------------------------------
-
-    def _deliver(self) -> None:
-        """Call what is answered, in order. A callback that raises must not cost the others theirs."""
-        while self._answers:
-            done, outcome = self._answers.popleft()
-            try:
-                done(outcome)
-            except BaseException:
-                if self._answers:
-                    self._post(self._deliver)
-                raise
 
     # --- on the writer's thread -----------------------------------------------------------------------
 
@@ -235,7 +207,7 @@ class SqliteStore:
         """Store groups of units until the store closes, and look at the room that is left now and then."""
         look_at = time.monotonic() + self.settings.room_check_s
         while True:
-            units = self._next_group(look_at)
+            units = self._queue.next_group(look_at)
             if units is None:
                 return
             outcomes = writer.store(units) if units else []
@@ -244,7 +216,7 @@ class SqliteStore:
                 self._look(room)
                 look_at = time.monotonic() + self.settings.room_check_s
             if units:
-                self._answer(units, outcomes)
+                self._queue.answer(units, outcomes)
 
     def _look(self, room: Room) -> None:
         try:
@@ -257,41 +229,6 @@ class SqliteStore:
             else:
                 log.warning("store_short", extra={"path": str(self.path), "problem": found.text})
         self._shortage = found
-
-    def _next_group(self, until: float) -> list[QueuedUnit] | None:
-        """What waits, up to the bound of a group; blocks while nothing does, but not beyond `until`.
-
-        None: the store closes.
-        """
-        with self._wake:
-            while not self._waiting:
-                if self._closing:
-                    return None
-                if not self._wake.wait(max(0.0, until - time.monotonic())):
-                    break
-            units: list[QueuedUnit] = []
-            room = self.settings.group_writes_max
-            while self._waiting and room > 0:
-                unit = self._waiting.popleft()
-                room -= len(unit.writes)
-                units.append(unit)
-            return units
-
-    def _answer(self, units: Sequence[QueuedUnit], outcomes: Sequence[CommitDone | CommitFailed]) -> None:
-        self._answers.extend((unit.done, outcome) for unit, outcome in zip(units, outcomes, strict=True))
-        try:
-            self._post(self._deliver)
-        except RuntimeError as problem:
-            # The event loop is closed: nobody is left to tell, but what came in is still to be stored.
-            log.warning("store_answer_undeliverable", extra={"units": len(units), "problem": str(problem)})
-
-    def _overfull(self) -> StoreError:
-        return StoreError(
-            f"{self.settings.queue_units_max} units wait for the store {self.path} already",
-            hint="the disk is too slow for this load; put the store on a faster one or raise queue_units_max",
-            code="store_behind",
-            retry=True,
-        )
 
 
 def _release(connection: sqlite3.Connection | None, lock: IO[str] | None) -> None:

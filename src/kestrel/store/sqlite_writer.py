@@ -9,35 +9,22 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from kestrel.errors import StoreError
-from kestrel.ports import FENCED, CommitDone, CommitFailed, Read, Write
+from kestrel.ports import FENCED, CommitDone, CommitFailed
 from kestrel.store.ends import check_unit
 from kestrel.store.reads import Reader
 from kestrel.store.sqlite_problems import for_caller
 from kestrel.store.tables import RowWriter, SqliteParams, Transaction
+from kestrel.store.writing import Unit
 
 log = logging.getLogger("kestrel.store")
-
-Done: TypeAlias = Callable[[CommitDone | CommitFailed], None]
 
 MEBIBYTE = 2**20
 SMALL_PART = 8
 """Of a small disk, or of a store that may not grow, this part is kept free at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedUnit:
-    """A unit on its way to the file."""
-
-    writes: Sequence[Write]
-    reads: Sequence[Read]
-    done: Done
-    number: int = 0
-    refused: StoreError | None = None
 
 
 class Writer:
@@ -61,7 +48,7 @@ class Writer:
         self._params = SqliteParams(connection, self._rows, params_cache_bytes_max)
         self._reader = Reader(connection, self._params)
 
-    def store(self, units: Sequence[QueuedUnit]) -> list[CommitDone | CommitFailed]:
+    def store(self, units: Sequence[Unit]) -> list[CommitDone | CommitFailed]:
         """One transaction for all; if that fails, one for each, so that only the guilty fail."""
         outcome = self._attempt(units)
         if not isinstance(outcome, CommitFailed):
@@ -74,13 +61,13 @@ class Writer:
             outcomes += [alone] if isinstance(alone, CommitFailed) else alone
         return outcomes
 
-    def _attempt(self, units: Sequence[QueuedUnit]) -> list[CommitDone | CommitFailed] | CommitFailed:
+    def _attempt(self, units: Sequence[Unit]) -> list[CommitDone | CommitFailed] | CommitFailed:
         try:
             return self._transaction(units)
         except Exception as problem:  # noqa: BLE001 - the boundary of a unit: whatever it is, the unit is told
             return CommitFailed(for_caller(problem, self._path))
 
-    def _transaction(self, units: Sequence[QueuedUnit]) -> list[CommitDone | CommitFailed]:
+    def _transaction(self, units: Sequence[Unit]) -> list[CommitDone | CommitFailed]:
         stored = self._stored
         wrote = False
         try:
@@ -105,12 +92,7 @@ class Writer:
                 self._connection.execute("ROLLBACK")
             raise
         self._stored = stored
-        return [
-            CommitFailed(unit.refused)
-            if unit.refused is not None
-            else CommitDone(answers[place], transaction.duplicates[place])
-            for place, unit in enumerate(units)
-        ]
+        return [CommitDone(found, transaction.duplicates[place]) for place, found in enumerate(answers)]
 
     def _keep_number(self, stored: int) -> None:
         """Also the fence: a file whose lock was lost (some network disks) may have another owner now."""

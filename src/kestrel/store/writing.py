@@ -66,7 +66,7 @@ class UnitQueue:
             if not self._open:
                 raise InternalError(f"a unit was committed to the store {self._place}, which is not open")
             if len(self._waiting) >= self._units_max:
-                unit = Unit((), (), done, number, self._overfull())
+                unit = Unit((), (), done, refused=self._overfull())  # it comes again under its number
             else:
                 unit = Unit(writes, reads, done, number)
             self._waiting.append(unit)
