@@ -387,6 +387,26 @@ def test_a_component_is_told_why_it_is_refused(condition, retried):
     play(script, scene, component=True)
 
 
+def test_an_address_that_is_taken_is_tried_again_soon_for_its_holder_may_be_dead():
+    attempts = []
+
+    async def script(peer):
+        attempts.append(peer)
+        await peer.next()
+        peer.say(x.stream_header(x.NS_COMPONENT, id="1"))
+        await peer.next()
+        if len(attempts) < 20:  # by then the pause for ordinary failures would be an hour
+            peer.say(x.stream_error("conflict"))
+            return
+        peer.say(b"<handshake/>")
+        await asyncio.sleep(PATIENCE_S)
+
+    async def scene(session, handler, task):
+        assert await handler.until("up") == "c.localhost"
+
+    play(script, scene, component=True, retry_s_max=3600.0)
+
+
 def test_being_replaced_is_final_so_that_two_do_not_fight():
     async def script(peer):
         await peer.log_in()

@@ -31,7 +31,8 @@ class ComponentSettings:
     secret: str = field(repr=False)
     host: str = "127.0.0.1"
     port: int = COMPONENT_PORT
-    session: SessionSettings = field(default_factory=SessionSettings)
+    session: SessionSettings = field(default_factory=lambda: SessionSettings(retry_s_max=5.0))
+    """Tries to connect more often than the default: there is one component, and all wait for it."""
 
 
 class XmppComponent(Session):

@@ -23,6 +23,11 @@ log = logging.getLogger("kestrel.xmpp")
 
 FAILURES_TOLD = 2
 """After so many failures in a row a warning says that we keep trying."""
+STEADY_S = 5.0
+"""A session that lasted so long was one: after its end the pauses begin anew."""
+CONFLICTS_QUICK = 30
+"""So often in a row we try again soon when the server says that our address is connected: it is about to
+notice that the process before us died."""
 
 _ERROR_TAG = f"{x.NS_STREAM} error"
 _REQUEST_TAG = f"{x.NS_ACKS} r"
@@ -49,12 +54,12 @@ class SessionSettings:
 
     retry_s_min: float = 0.5
     """The first wait is drawn between 0 and this; it doubles with each failure in a row."""
-    retry_s_max: float = 30.0
+    retry_s_max: float = 15.0
     login_s_max: float = 20.0
     """From the first byte to the session."""
-    quiet_s_max: float = 30.0
+    quiet_s_max: float = 20.0
     """After so long without a byte the server is pinged."""
-    pong_s_max: float = 15.0
+    pong_s_max: float = 10.0
     """After so long without a byte after a ping the server is taken as dead."""
     outgoing_bytes_max: int = OUTGOING_BYTES_MAX
 
@@ -122,7 +127,7 @@ class Session(ABC):
         """Stay connected until `close`. Raises `AuthenticationError`, `UsageError`, or
         `EnvironmentProblem` with `retry` False when trying again cannot help."""
         loop = asyncio.get_running_loop()
-        failures = 0
+        failures = conflicts = 0
         while not self._closing.is_set():
             try:
                 wire = await self._connect()
@@ -131,18 +136,19 @@ class Session(ABC):
                     try:
                         await self._serve(wire)
                     finally:
-                        if loop.time() - since > self._bounds.retry_s_max:
+                        if loop.time() - since > min(STEADY_S, self._bounds.retry_s_max):
                             failures = 0
             except (AuthenticationError, UsageError):
                 raise
             except (EnvironmentProblem, PeerError) as problem:
+                conflicts = conflicts + 1 if problem.code == "conflict" else 0
                 self.last_problem = problem.text
                 if isinstance(problem, EnvironmentProblem) and not problem.retry:
                     raise
                 log.info("xmpp.disconnected", extra={"server": self._server, "reason": problem.text})
                 if failures == FAILURES_TOLD:  # once per outage, for who waits in front of it
                     log.warning("xmpp.keeps_trying", extra={"server": self._server, "reason": problem.text})
-            await self._pause(failures)
+            await self._pause(0 if 0 < conflicts <= CONFLICTS_QUICK else failures)
             failures += 1
 
     async def close(self) -> None:
