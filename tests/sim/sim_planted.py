@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
 from kestrel.core import effects as fx
 from kestrel.core import execution_events as xe
+from kestrel.core.model import epoch_of
+from kestrel.manager.leadership import Leadership
 from kestrel.manager.manager import Manager
 from kestrel.manager.unit import Unit
 from kestrel.manager.words import Manner
-from kestrel.ports import AddJob, CommitDone, CommitFailed, ProcessEnded, Read, StartProcess, Write
+from kestrel.ports import (
+    AddJob,
+    CommitDone,
+    CommitFailed,
+    DrainWorker,
+    LeaseView,
+    ProcessEnded,
+    Read,
+    StartProcess,
+    StoreContent,
+    Write,
+)
 from kestrel.protocol import messages as m
-from kestrel.sim.storage import StorePort
+from kestrel.sim.storage import Done, StorePort
 from kestrel.worker.agent import WorkerAgent
+from kestrel.worker.keeping import Keeper
 
 # --- managers -------------------------------------------------------------------------------------
 
@@ -96,6 +111,37 @@ class RefusesWatchers(Manager):
             super()._take(sender, manner, message)
 
 
+class IgnoresItsLapse(Manager):
+    def __init__(self, *parts: Any, **others: Any) -> None:
+        super().__init__(*parts, **{**others, "lapsed": None})
+
+
+class BeginsAgainAtOne(Manager):
+    def start(self, content: StoreContent) -> None:
+        super().start(replace(content, epoch=1))
+
+
+class SaysDrained(Manager):
+    def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
+        if isinstance(message, m.Drain):
+            self.reply(sender, manner, m.Accepted(re=message.id, changed=1))
+        else:
+            super()._take(sender, manner, message)
+
+
+class NeverTriesAgain(Manager):
+    def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
+        if isinstance(message, m.Job):
+            message = msgspec.structs.replace(message, retries=0)
+        super()._take(sender, manner, message)
+
+
+class IgnoresQuestions(Manager):
+    def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
+        if not isinstance(message, m.Pool):
+            super()._take(sender, manner, message)
+
+
 # --- ports of the store ---------------------------------------------------------------------------
 
 
@@ -127,6 +173,31 @@ class LosesSubmissionIds(EditedPort):
         if isinstance(write, AddJob):
             return replace(write, record=replace(write.record, submission=""))
         return write
+
+
+class CountsTwice(EditedPort):
+    def edit(self, write: Write) -> Write | None:
+        if isinstance(write, fx.RecordTrouble) and write.failures:
+            return msgspec.structs.replace(write, failures=write.failures + 1)
+        return write
+
+
+class LosesDrains(EditedPort):
+    def edit(self, write: Write) -> Write | None:
+        return None if isinstance(write, DrainWorker) else write
+
+
+class LosesWorkers(EditedPort):
+    def edit(self, write: Write) -> Write | None:
+        return None if isinstance(write, fx.RecordWorker) else write
+
+
+class KnowsNoFence(StorePort):
+    def _is_fenced(self) -> bool:
+        return False
+
+    def _store(self, writes: Sequence[Write], reads: Sequence[Read], done: Done, unit: int) -> None:
+        super()._store(writes, reads, done, 0)
 
 
 # --- agents ---------------------------------------------------------------------------------------
@@ -175,17 +246,43 @@ class MiscountsBusySlots(WorkerAgent):
         self.execution._busy += 1
 
 
-class KeepsNothing(WorkerAgent):
-    def _keep(self, finished: Sequence[xe.Finished]) -> None:
+class _WritesNothing(Keeper):
+    def keep(self, finished: Sequence[xe.Finished]) -> None:
         """Nothing is written to the spool."""
 
 
-class NeverForgets(WorkerAgent):
-    def _forget(self, attempts: Sequence[int]) -> None:
+class KeepsNothing(WorkerAgent):
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.keeper = _WritesNothing(self.clock, self.keeper._spool, self.counters, self.keeper._on_changed)
+
+
+class _RemembersAll(Keeper):
+    def forget(self, attempts: Sequence[int]) -> None:
         """What is stored stays in the spool."""
+
+
+class NeverForgets(WorkerAgent):
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.keeper = _RemembersAll(self.clock, self.keeper._spool, self.counters, self.keeper._on_changed)
 
 
 class IntroducesItselfForEver(WorkerAgent):
     def _on_welcome(self, sender: str, welcome: m.Welcome) -> None:
         super()._on_welcome(sender, welcome)
-        self._join()
+        self.joining._join()
+
+
+class ObeysEverybody(WorkerAgent):
+    def _on_tasks(self, tasks: m.Tasks) -> None:
+        self.execution._epoch = epoch_of(tasks.attempt)
+        super()._on_tasks(tasks)
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+class TakesAtOnce(Leadership):
+    def _is_ripe(self, view: LeaseView) -> bool:
+        return True

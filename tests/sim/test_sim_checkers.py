@@ -6,9 +6,10 @@ import pytest
 import sim_planted as planted
 
 from kestrel.errors import InternalError
+from kestrel.sim.faults import Fault
 from kestrel.sim.hosts import Shells
 from kestrel.sim.laws import BrokenLawError
-from kestrel.sim.world import WorldSettings, run_seed
+from kestrel.sim.world import World, WorldSettings, play, run_seed
 
 SEEDS = range(1, 41)
 SHORT = WorldSettings(liveness_s=120.0, steps_max=30_000)
@@ -49,6 +50,35 @@ def problems(shells: Shells) -> list[Exception]:
 def test_a_broken_law_is_seen(law: str, shells: Shells) -> None:
     found = problems(shells)
     assert [p.law if isinstance(p, BrokenLawError) else repr(p) for p in found] == [law]
+
+
+@pytest.mark.parametrize(
+    ("law", "shells", "faults", "standbys"),
+    [
+        ("fenced_write", Shells(port=planted.KnowsNoFence), [Fault.MANAGER_STOPPED], 1),
+        ("lapsed_tells", Shells(manager=planted.IgnoresItsLapse), [Fault.STORE_CUT], 0),
+        ("two_voices", Shells(leadership=planted.TakesAtOnce), [], 1),
+        ("stale_run", Shells(agent=planted.ObeysEverybody), [Fault.STORE_CUT, Fault.LINK_BREAK], 2),
+        ("attempt_reused", Shells(manager=planted.BeginsAgainAtOne), [Fault.MANAGER_CRASH], -1),
+        ("drained_given", Shells(manager=planted.SaysDrained), [Fault.DRAIN], -1),
+        ("counted_twice", Shells(port=planted.CountsTwice), [], -1),
+        ("failed_early", Shells(manager=planted.NeverTriesAgain), [], -1),
+        ("unsettled", Shells(manager=planted.IgnoresQuestions), [], -1),
+        ("rebuilt_differs", Shells(port=planted.LosesDrains), [Fault.DRAIN], -1),
+        ("rebuilt_differs", Shells(port=planted.LosesWorkers), [], -1),
+    ],
+)
+def test_a_law_about_managers_that_follow_each_other_is_seen_to_break(
+    law: str, shells: Shells, faults: list[Fault], standbys: int
+) -> None:
+    kinds = dict.fromkeys(faults, 5.0)
+    for seed in SEEDS:
+        world = World(seed, SHORT, shells, faults=(kinds, frozenset()), standbys=standbys)
+        problem = play(world).problem
+        if problem is not None:
+            break
+    assert problem is not None, "nobody has noticed anything"
+    assert (problem.law if isinstance(problem, BrokenLawError) else repr(problem)) == law
 
 
 @pytest.mark.parametrize(

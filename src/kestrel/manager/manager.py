@@ -326,6 +326,8 @@ class Manager:
             if isinstance(item, tuple):
                 changing = self._requests.change(item, unit, events)
                 (unit.asked if changing else unit.questions).append(item)
+            elif isinstance(item, ev.WorkerDrained):  # a user may have wished otherwise before it
+                events.append(ev.WorkerDrained(item.worker, self.is_drained(item.worker)))
             else:
                 events.append(item)
                 if isinstance(item, ev.WorkerJoined):  # the scheduler may have forgotten it meanwhile

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kestrel.core import effects as fx
 from kestrel.core.model import ATTEMPTS_PER_EPOCH_BITS, TaskState
 from kestrel.ports import AddJob, LeaseView, Write
@@ -87,8 +89,10 @@ class Reigns:
                 self._check_tries(write.job, write.task)
 
     def _plan(self, write: AddJob) -> JobPlan:
-        name = write.record.submission
-        return next(p for user in self._world.users for p in user.plans if p.message.id == name)
+        record = write.record
+        mine = [p for user in self._world.users for p in user.plans if user.bare == record.user]
+        name = msgspec.json.decode(record.message)["name"] if not record.submission else ""
+        return next(p for p in mine if name == p.script or p.message.id == record.submission)
 
     def _check_failures(self, job: int, task: int, failures: int) -> None:
         failed = self._world.ledger.failing((self._plans[job].script, task))

@@ -65,6 +65,9 @@ class Standing:
         """A scheduler built from the store now knows all that the live one knows of what is stored."""
         content = self._world.disk.store.peek(terms_of)
         found = differences(manager.scheduler, manager.settings.scheduler, content, manager.clock.now())
+        if content.drained != manager.roster.drained_by_user:
+            drained = sorted(content.drained ^ manager.roster.drained_by_user)
+            found.append(f"{drained} are drained only live, or only in the store")
         if found:
             raise BrokenLawError("rebuilt_differs", "; ".join(found[:5]))
 

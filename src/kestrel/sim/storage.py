@@ -87,6 +87,8 @@ class DiskSettings:
     """Transactions that are stored, while the one who asked is told that they failed."""
     slow_probability: float = 0.0
     slow_s: float = 3.0
+    wait_s: float = 0.0
+    """Shortest time of one transaction."""
     short: bool = False
     """Little room is left, and kept for what runs."""
     full: bool = False
@@ -126,8 +128,8 @@ class Disk:
         """How long the next transaction takes."""
         settings = self.settings
         if settings.slow_probability and self.random.random() < settings.slow_probability:
-            return self.random.uniform(0.0, settings.slow_s)
-        return self.random.uniform(0.0, settings.delay_s)
+            return settings.wait_s + self.random.uniform(0.0, settings.slow_s)
+        return settings.wait_s + self.random.uniform(0.0, settings.delay_s)
 
     def chance(self, probability: float) -> bool:
         """Whether something of this probability happens now; certainties draw nothing."""
