@@ -14,21 +14,50 @@ tree=$(cd "$(dirname "$0")/.." && pwd -P)
 list=$tree/tools/debian-packages.txt
 policy=${KESTREL_POLICY_FILE:-/usr/sbin/policy-rc.d} # the variable is for tests of this script
 our_policy=no
+clusters=${KESTREL_CLUSTERS_DIRECTORY:-/etc/postgresql-common/createcluster.d} # likewise
+our_clusters=no
+our_clusters_file=no
 
 say() { echo "packages: $*"; }
 
 put_back() {
     if [ "$our_policy" = yes ]; then rm -f "$policy"; fi
+    if [ "$our_clusters_file" = yes ]; then rm -f "$clusters/kestrel.conf"; fi
+    if [ "$our_clusters" = yes ]; then rmdir "$clusters" 2>/dev/null || :; fi
 }
+trap put_back EXIT
+trap 'exit 130' INT TERM
 
 forbid_starts() { # deb-policy: exit code 101 tells maintainer scripts not to start services.
     if [ ! -e "$policy" ]; then
         our_policy=yes
-        trap put_back EXIT
-        trap 'exit 130' INT TERM
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     fi
+}
+
+forbid_clusters() { # postgresql-common: no database cluster is made when a server is installed.
+    if [ ! -e "$clusters" ]; then
+        our_clusters=yes
+        mkdir -p "$clusters"
+    fi
+    if [ ! -e "$clusters/kestrel.conf" ]; then
+        our_clusters_file=yes
+        echo "create_main_cluster = false" >"$clusters/kestrel.conf"
+    fi
+}
+
+there() { # PROGRAM: names or paths, with | between them
+    (
+        # Servers live in sbin, which is not on every PATH.
+        PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+        IFS='|'
+        # A name stays as it is, a path with wildcards becomes the paths that are there.
+        for candidate in $1; do
+            if command -v "$candidate" >/dev/null 2>&1; then exit 0; fi
+        done
+        exit 1
+    )
 }
 
 disable_services() { # PACKAGE: what was just installed must not start at the next boot either.
@@ -39,6 +68,7 @@ disable_services() { # PACKAGE: what was just installed must not start at the ne
 
 install() { # NAME…: returns 1 if apt-get could not
     forbid_starts
+    case " $* " in *" postgresql"*) forbid_clusters ;; esac
     export DEBIAN_FRONTEND=noninteractive
     # A fresh image has no package lists, and an old list names files that are gone.
     if ! apt-get install -y -q --no-install-recommends "$@" >/dev/null 2>&1; then
@@ -57,9 +87,7 @@ tests)
     missing=""
     while read -r name program _; do
         case $name in '' | '#'*) continue ;; esac
-        # Servers live in sbin, which is not on every PATH.
-        (PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin && command -v "$program") >/dev/null 2>&1 ||
-            missing="$missing $name"
+        there "$program" || missing="$missing $name"
     done <"$list"
     if [ -z "$missing" ]; then exit 0; fi
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

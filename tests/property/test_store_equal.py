@@ -1,6 +1,7 @@
 """Any sequence of writes leaves the same in every store: answers, content, counters, refusals.
 
-The memory store is the model; the others get their units in groups of chance, and are closed and opened again.
+The memory store is the model; the others get their units in groups of chance, and are closed and
+opened again.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ def test_sqlite_does_what_memory_does(lives: list[tuple[list[Any], bool, bool]])
         assert {r.job: (r.counts, r.last) for r in content.jobs} == counted
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(lives)
 def test_postgres_does_what_memory_does(lives: list[tuple[list[Any], bool, bool]]) -> None:
     server = parts.postgres.shared()

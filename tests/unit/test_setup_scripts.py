@@ -27,6 +27,7 @@ class Machine:
         self.tree = place / "tree"
         self.programs = place / "bin"
         self.policy = place / "policy-rc.d"
+        self.clusters = place / "postgresql-common" / "createcluster.d"
         self.programs.mkdir()
         shutil.copytree(ROOT / "tools", self.tree / "tools")
         shutil.copy(ROOT / "pyproject.toml", self.tree)
@@ -42,7 +43,11 @@ class Machine:
 
     def run(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         clean = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTHON")}
-        clean |= {"PATH": f"{self.programs}:{os.environ['PATH']}", "KESTREL_POLICY_FILE": str(self.policy)}
+        clean |= {
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "KESTREL_POLICY_FILE": str(self.policy),
+            "KESTREL_CLUSTERS_DIRECTORY": str(self.clusters),
+        }
         return subprocess.run(
             ["sh", str(self.tree / "tools" / script), *words],
             env=clean | environment,
@@ -136,6 +141,41 @@ def test_root_installs_what_is_missing_and_no_service_may_start_meanwhile(machin
         "update-rc.d alphad disable",
     ]
     assert not machine.policy.exists(), "what was changed is put back"
+
+
+def test_a_program_may_be_a_path_with_wildcards_or_one_of_several(machine: Machine) -> None:
+    place = machine.programs / "lib" / "15" / "bin"
+    place.mkdir(parents=True)
+    (machine.tree / "tools" / "debian-packages.txt").write_text(
+        f"database serve|{machine.programs}/lib/*/bin/serve a reason\n", encoding="utf-8"
+    )
+    machine.user(1000)
+    assert "apt-get install database" in machine.run("debian-packages.sh", "tests").stderr
+    machine.program("lib/15/bin/serve")
+    assert machine.run("debian-packages.sh", "tests", CI="true").stderr == ""
+    (place / "serve").unlink()
+    machine.program("serve")
+    assert machine.run("debian-packages.sh", "tests", CI="true").stderr == ""
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_no_database_cluster_is_made_and_what_was_set_for_that_is_put_back(
+    machine: Machine, before: bool
+) -> None:
+    machine.wants("postgresql")
+    machine.user(0)
+    log = machine.tree / "log"
+    conf = machine.clusters / "kestrel.conf"
+    machine.program("apt-get", f"cat {conf} >> {log}")
+    for name in ("dpkg", "update-rc.d"):
+        machine.program(name)
+    if before:
+        machine.clusters.mkdir(parents=True)
+        (machine.clusters / "own.conf").write_text("ssl = off\n", encoding="utf-8")
+    assert machine.run("debian-packages.sh", "tests", CI="true").returncode == 0
+    assert log.read_text() == "create_main_cluster = false\n"
+    assert machine.clusters.exists() == before
+    assert not conf.exists()
 
 
 def test_a_policy_that_was_there_before_stays(machine: Machine) -> None:

@@ -112,7 +112,9 @@ _LOOK = """SELECT current_schema(), to_regclass('kestrel_meta') IS NOT NULL, pg_
 SERVER_VERSION_MIN = 120000
 
 
-def check_owner(session: Session, place: str, pool: str, newest: int = len(MIGRATIONS)) -> int:
+def check_owner(
+    session: Session, place: str, pool: str, newest: int = len(MIGRATIONS), *, to_write: bool = True
+) -> int:
     """The version of the tables (0: none yet); raises `StoreError` if the database is not for us to touch."""
     ((schema, ours, standby, encoding, server, tables),) = session.ask(_LOOK)
     if server < SERVER_VERSION_MIN:
@@ -125,7 +127,7 @@ def check_owner(session: Session, place: str, pool: str, newest: int = len(MIGRA
             f"no schema that exists is in the search_path of {place}",
             hint="CREATE SCHEMA, or correct the search_path of the user or in the address",
         )
-    if standby:
+    if standby and to_write:
         raise StoreError(
             f"the server of {place} is a read-only standby (replica)",
             hint="name the primary, or several hosts with ?target_session_attrs=read-write",
