@@ -119,6 +119,19 @@ class TestReturn:
         rig.manager.on_unavailable(WORKER, "")
         assert rig.manager._inbox == [ev.WorkerLost(WORKER, "went offline")]
 
+    def test_what_was_said_of_who_is_there_before_a_break_counts_no_more(self, rig: Rig):
+        rig.join(cores=1)
+        rig.restart()
+        rig.manager.on_unavailable(WORKER, "service-unavailable")
+        rig.run(1)
+        rig.manager.on_down("the server restarts")
+        rig.manager.on_up("manager.example.org")
+        rig.run(SETTINGS.absence_s + 1)
+        assert rig.manager.roster.expected == {WORKER}
+        rig.manager.on_unavailable(WORKER, "service-unavailable")
+        rig.run(1)
+        assert rig.manager.roster.expected == set()
+
     def test_after_a_break_of_our_connection_the_workers_are_called_and_none_is_lost(self, rig: Rig):
         rig.join(cores=1)
         rig.join(OTHER, cores=1)

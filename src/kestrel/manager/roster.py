@@ -51,7 +51,6 @@ class Roster:
         self._absent: dict[WorkerId, str] = {}
         """Expected ones that the server said are not there, and its words."""
         self._absence_counts_at = 0.0
-        self._was_up = False
         self._rounds_left = manager.settings.recalls_max
         self._next_round_at = 0.0
 
@@ -67,13 +66,12 @@ class Roster:
         """Nobody's presence is known any more."""
         self.greeted.clear()
         self._calls.clear()
+        self._absent.clear()
         self._missing.update(self.entries)
 
     def came_up(self) -> None:
         """Call who should be there: not every server tells them that we were away and are back."""
-        if not self._was_up:
-            self._was_up = True
-            self._absence_counts_at = self.manager.clock.now() + self.manager.settings.absence_s
+        self._absence_counts_at = self.manager.clock.now() + self.manager.settings.absence_s
         self._calls = dict.fromkeys(sorted(self.expected | self._missing))
         self._next_round_at = self.manager.clock.now() + self.manager.settings.recall_s
         self._call()
@@ -241,7 +239,7 @@ class Roster:
         for worker in new:
             (self.drained_by_user.add if wanted else self.drained_by_user.discard)(worker)
             unit.writes.append(DrainWorker(worker, wanted))
-        events += [ev.WorkerDrained(w, self.is_drained(w)) for w in names]
+        events += [ev.WorkerDrained(w, self.is_drained(w), pardoned=message.undo) for w in names]
         return len(names)
 
     def _named(self, name: str, others: set[WorkerId]) -> Sequence[WorkerId]:
