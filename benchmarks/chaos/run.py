@@ -216,6 +216,8 @@ class _Trial:
         refused = ", ".join(f"{n} {code}" for code, n in sorted(self.bag.sight.refused.items()))
         print(f"Requests of the client that were repeated: {refused or 'none'}.")
         print(report.deaths_text(self.chaos.deaths))
+        for text in self.pool.stubborn:
+            print(f"Had to be killed at the end: {text}")
         print(f"Seed {self.options.seed}; a strike every {self.options.chaos.every_s:g} s on average.")
         for problem in verdict.problems:
             print(f"PROBLEM: {problem}")

@@ -63,6 +63,8 @@ class RealPool:
         words = ["server", "run", "--pool", NAME, "--dir", str(scratch / "server")]
         words += ["--port", str(self.port), "--component-port", str(self.component_port), "--json", "-v"]
         self.server = self.process("server", *words)
+        self.stubborn: list[str] = []
+        """What did not end when it was asked to, and had to be killed."""
         self.managers: dict[str, Process] = {}
         self.workers: dict[str, Process] = {}
 
@@ -219,11 +221,15 @@ class RealPool:
             for process in group.values():
                 process.ask_to_end()
             for process in group.values():
-                process.end()
+                self._end(process)
+
+    def _end(self, process: Process) -> None:
+        if not process.end():
+            self.stubborn.append(f"{process.describe()}\n{process.log()}")
 
     def end(self) -> None:
         self.end_workers_and_managers()
-        self.server.end()
+        self._end(self.server)
         self.end_store()
 
     def end_store(self) -> None:
@@ -239,5 +245,7 @@ class RealPool:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.end()
+        if self.stubborn and kind is None:
+            raise Hung("these had to be killed:\n" + "\n".join(self.stubborn))

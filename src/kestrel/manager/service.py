@@ -192,8 +192,9 @@ class ManagerService:
                 fail(_in_use(view.holder))  # somebody renews it
 
         def on_trouble(problem: StoreError) -> None:
-            if not problem.retry:
-                fail(problem)  # a wrong address, another pool's database, a newer Kestrel's
+            # A wrong address, another pool's database, a newer Kestrel's; or who may not wait cannot see.
+            if not problem.retry or (seen is None and not patient):
+                fail(problem)
 
         def fail(problem: StoreError) -> None:
             if not taken.done():
