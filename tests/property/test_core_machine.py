@@ -40,6 +40,9 @@ SETTINGS = SchedulerSettings(
     story_tasks_max=200,
     superseded_max=2,
     settle_s=2.0,
+    quarantine_failures=2,
+    parole_s=3.0,
+    parole_s_max=8.0,
     parcel_s_min=0.01,
 )
 TAGS = ["foo", "bar"]
@@ -94,6 +97,9 @@ class Machine(RuleBasedStateMachine):
         self.once: set[tuple[int, int]] = set()
         """Tasks that must not run twice and may have been started."""
         self.fresh_job = 1
+        self.probes = 0
+        self.quarantined: set[str] = set()
+        """Whose quarantine was announced, and not its end."""
         self.dealt_with: set[int] = set()
         """Attempts whose reported end was counted, in all epochs."""
         self.present: set[str] = set()
@@ -134,13 +140,15 @@ class Machine(RuleBasedStateMachine):
                 assert not TaskState(job.states[task]).terminal
                 before = job.troubles.get(task, Trouble())
                 failed, lost = failures - before.failures, losses - before.losses
-                assert (failed, lost) in {(1, 0), (0, 1), (0, -1)} or given_out != before.given_out
+                fresh = set(counted) - set(before.counted)
+                blamed = bool(fresh) and (failed, lost) == (0, 0)  # on the worker: it was a probe
+                assert not (blamed and not job.terms.restart), "what must not run twice was a probe"
                 assert (failed, lost) in {(1, 0), (0, 1), (0, -1), (0, 0)}
+                assert failed or lost or blamed or given_out != before.given_out
                 assert not (given_out and job.terms.restart)
                 assert len(set(counted)) == len(counted) <= COUNTED_MAX
-                fresh = set(counted) - set(before.counted)
                 assert not fresh & self.dealt_with, "an end counted twice"
-                assert len(fresh) == failed or (len(fresh) <= 1 and lost == 1)
+                assert len(fresh) == failed or (len(fresh) <= 1 and (lost == 1 or blamed))
                 self.dealt_with |= fresh
                 job.troubles[task] = Trouble(failures, losses, given_out, counted)
                 job.reruns += losses - before.losses
@@ -183,6 +191,14 @@ class Machine(RuleBasedStateMachine):
                 assert name not in self.present
                 self.workers[name].joined = False
                 self.workers[name].revoke = None
+                self.quarantined.discard(name)
+            case fx.AnnounceWorkerQuarantined(name, reason):
+                assert name not in self.quarantined, "quarantined twice"
+                assert len(self.scheduler.workers()) > 1, "a pool of one worker quarantines nobody"
+                assert reason
+                self.quarantined.add(name)
+            case fx.AnnounceQuarantineLifted(name):
+                self.quarantined.remove(name)
             case fx.WelcomeWorker(name) | fx.ProbeWorker(name):
                 assert name in self.present
                 assert self.workers[name].joined
@@ -209,6 +225,11 @@ class Machine(RuleBasedStateMachine):
             worker.hand[attempt] = (effect.job, task)
         view = self.scheduler.workers()[effect.worker]
         assert not view.drained
+        if view.reason:
+            assert len(effect.tasks) == 1, "more than a probe"
+            assert job.terms.restart, "what must not run twice is no probe"
+            assert view.in_hand == len(worker.hand)
+            self.probes += 1
 
     def joined(self) -> list[str]:
         return [name for name, w in self.workers.items() if w.joined]
@@ -284,9 +305,12 @@ class Machine(RuleBasedStateMachine):
                 self.scheduler.forget(number)
 
     @precondition(lambda self: self.joined())
-    @rule(data=st.data(), drained=st.booleans())
-    def drain(self, data: st.DataObject, drained: bool) -> None:
-        self.handle(ev.WorkerDrained(data.draw(st.sampled_from(self.joined())), drained))
+    @rule(data=st.data(), drained=st.booleans(), pardoned=st.booleans())
+    def drain(self, data: st.DataObject, drained: bool, pardoned: bool) -> None:
+        name = data.draw(st.sampled_from(self.joined()))
+        self.handle(ev.WorkerDrained(name, drained, pardoned and not drained))
+        if pardoned and not drained:
+            assert not self.scheduler.workers()[name].quarantined
 
     # --- workers ----------------------------------------------------------------------------------------
 
@@ -358,6 +382,22 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def report_failures(self, data: st.DataObject) -> None:
         self.report(data=data, end=AttemptEnd.FAILED, deliver=True)
+
+    @precondition(lambda self: sum(bool(self.workers[n].hand) for n in self.joined()) > 1)
+    @rule(rounds=st.integers(2, 8))
+    def one_worker_is_broken(self, rounds: int) -> None:
+        """It fails, one after the other, what others complete."""
+        bad = min(n for n in self.joined() if self.workers[n].hand)
+        for _ in range(rounds):
+            for name in [n for n in self.joined() if self.workers[n].hand]:
+                worker = self.workers[name]
+                attempt = next(iter(worker.hand))
+                end = AttemptEnd.FAILED if name == bad else AttemptEnd.COMPLETED
+                outcome = AttemptOutcome(*worker.hand.pop(attempt), attempt, end, 0.01)
+                worker.stopped.discard(attempt)
+                worker.number += 1
+                worker.spool[worker.number] = [outcome]
+                self.handle(ev.AttemptsReported(name, worker.number, [outcome]))
 
     @precondition(lambda self: any(w.stopped & w.hand.keys() for w in self.workers.values()))
     @rule(data=st.data())
@@ -478,6 +518,7 @@ class Machine(RuleBasedStateMachine):
             return
         self.epoch += 1
         self.scheduler = self.rebuilt(self.epoch)
+        self.quarantined.clear()
         for worker in self.workers.values():
             worker.joined = False
             worker.revoke = None
@@ -529,6 +570,12 @@ class Machine(RuleBasedStateMachine):
         assert self.present == set(self.scheduler.workers()) | self.scheduler.expected() or (
             self.scheduler.expected() == set() and self.present >= set(self.scheduler.workers())
         )
+
+    @invariant()
+    def quarantine_is_announced(self) -> None:
+        views = self.scheduler.workers()
+        assert {name for name, view in views.items() if view.quarantined} == self.quarantined
+        assert all(view.reason for view in views.values() if view.quarantined)
 
     @invariant()
     def questions_are_answered(self) -> None:

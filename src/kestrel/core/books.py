@@ -25,6 +25,7 @@ from kestrel.core.model import (
     first_attempt,
 )
 from kestrel.core.pool import Pool, Worker
+from kestrel.core.quarantine import Quarantine
 from kestrel.core.settling import Settling
 from kestrel.core.story import Entry, Story
 
@@ -58,6 +59,7 @@ class Books:
         self.touched: dict[Job, None] = {}
         """Jobs that changed since the last dispatch."""
         self.settling = Settling(settings.settle_s)
+        self.quarantine = Quarantine(self)
         self.effects: list[fx.Effect] = []
 
     def add_job(self, job_id: JobId, terms: JobTerms, states: bytearray) -> Job:

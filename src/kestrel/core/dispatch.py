@@ -9,7 +9,8 @@ Called once per `Scheduler.handle`, after all events are applied. Which job is n
 * nobody gets more than his fair part of what is queued: guided self-scheduling (Polychronopoulos and
   Kuck 1987, DOI 10.1109/TC.1987.5009495), down to parcels that are not worth a message of their own;
 * when somebody is idle and nothing is queued for him, the fullest hand is asked to give back half of
-  what it cannot have started.
+  what it cannot have started;
+* a worker in trouble (`quarantine`) is asked to give back all of that, and gets probes only.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Dispatch:
         self._release_settled()
         fresh: dict[Signature, None] = {}
         for job in books.touched:
+            if job.suspects and job.last_seq == job.size and not job.open:
+                books.quarantine.job_is_over(job)
             if job.ended is None and books.matching.update(job):
                 fresh[job.signature] = None
         for signature in fresh:
@@ -53,6 +56,9 @@ class Dispatch:
             if cls.idle:
                 self._balance(cls)
         books.pool.dirty.clear()
+        self._ask_the_barred()
+        for worker in books.quarantine.due():
+            self._give_probe(worker)
         touched, books.touched = books.touched, {}
         for job in touched:
             books.end_if_done(job)
@@ -163,6 +169,33 @@ class Dispatch:
         books.pool.refresh(worker)
         self._note_excess(worker, job)
 
+    # --- workers in trouble ---------------------------------------------------------------------------
+
+    def _ask_the_barred(self) -> None:
+        """Have them give back what they have not started, one job at a time, and each job once."""
+        books = self.books
+        for worker in list(books.quarantine.asking):
+            if worker.revoking is not None:
+                continue
+            asked = books.quarantine.barred[worker].asked
+            jobs = (j for j in worker.per_job if j.ended is None and j.id not in asked)
+            job = next((j for j in jobs if _excess(worker, j) > 0), None)
+            if job is None:
+                del books.quarantine.asking[worker]
+                continue
+            asked.add(job.id)
+            self._revoke(worker, job, _excess(worker, job))
+
+    def _give_probe(self, worker: Worker) -> None:
+        """One task, to see whether the worker is well again; if there is none that fits, it waits for one."""
+        job = None
+        if not worker.drained:
+            job = self.books.matching.probe_for(worker.cls, worker.offer.slots - worker.used)
+        if job is not None:
+            number = self.books.next_attempt
+            self._assign(worker, job, 1)
+            self.books.quarantine.probe_given(worker, worker.hand[number])
+
     # --- taking back ----------------------------------------------------------------------------------
 
     def note_excess(self, worker: Worker) -> None:
@@ -223,11 +256,14 @@ class Dispatch:
                     return False
             else:
                 job.lenders.discard(worker)
-                worker.revoking = job
-                signature.revokes += 1
-                books.effects.append(fx.RevokeTasks(worker.id, job.id, (excess + 1) // 2))
+                self._revoke(worker, job, (excess + 1) // 2)
                 return True
         return False
+
+    def _revoke(self, worker: Worker, job: Job, count: int) -> None:
+        worker.revoking = job
+        job.signature.revokes += 1
+        self.books.effects.append(fx.RevokeTasks(worker.id, job.id, count))
 
     def _wait_s(self, worker: Worker, job: Job, excess: int) -> float:
         """How long the worker will need for its excess; its silence says that tasks are long."""

@@ -160,6 +160,22 @@ class AnnounceWorkerLost:
     requeued: int
 
 
+@dataclass(frozen=True, slots=True)
+class AnnounceWorkerQuarantined:
+    """A worker fails what others finish: it gets nothing but a probe now and then."""
+
+    worker: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceQuarantineLifted:
+    """A quarantined worker gets tasks again."""
+
+    worker: WorkerId
+    reason: str
+
+
 Record: TypeAlias = RecordResult | RecordTrouble | RecordCancelled | RecordJobEnded | RecordWorker
 Effect: TypeAlias = (
     Record
@@ -172,4 +188,6 @@ Effect: TypeAlias = (
     | RefuseWorker
     | AnnounceJob
     | AnnounceWorkerLost
+    | AnnounceWorkerQuarantined
+    | AnnounceQuarantineLifted
 )

@@ -97,6 +97,8 @@ class WorkerDrained:
 
     worker: WorkerId
     drained: bool = True
+    pardoned: bool = False
+    """A user says that the worker is well: its quarantine, if it is in one, ends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,17 @@ Called by `scheduler`.
 
 from __future__ import annotations
 
+from math import isinf
+from typing import Final
+
 from kestrel.core.books import Books
 from kestrel.core.jobs import Job
 from kestrel.core.matching import Signature
 from kestrel.core.model import TaskIndex, TaskState
+from kestrel.core.quarantine import Bar
+
+NAMED_MAX: Final = 3
+"""So many workers are named in one sentence."""
 
 
 def explain_job(books: Books, job: Job, now: float) -> list[str]:
@@ -66,7 +73,9 @@ def mismatch(books: Books, job: Job, now: float) -> list[str]:
         return [f"There are no workers in the pool{_departed(books, signature, now)}."]
     matching = sum(len(cls.members) for cls in signature.classes)
     if matching:
-        return [f"{_of(matching, total)} could run it, but all of them are draining."]
+        troubled = _in_trouble(books, signature, now)
+        why = "draining or in trouble" if troubled else "draining"
+        return [f"{_of(matching, total)} could run it, but all of them are {why}.", *troubled]
     classes = books.matching.classes.values()
     lines = []
     for tag in sorted(signature.requires):
@@ -113,7 +122,31 @@ def _waiting(books: Books, job: Job, now: float) -> list[str]:
         f"{_of(matching, len(books.pool.workers))} can run it, with {_n(signature.capacity, 'slot')}; "
         f"{books.pool.busy} of the pool's {_n(books.pool.slots, 'slot')} are taken."
     )
+    return lines + _in_trouble(books, signature, now)
+
+
+def _in_trouble(books: Books, signature: Signature, now: float) -> list[str]:
+    """Workers that match, but get nothing but probes."""
+    lines = []
+    barred = books.quarantine.barred
+    for proven, what in ((True, "in quarantine"), (False, "held back")):
+        found = [w for w, bar in barred.items() if bar.proven is proven and w.cls in signature.classes]
+        if found:
+            names = ", ".join(f"{w.id}: {barred[w].reason}" for w in found[:NAMED_MAX])
+            more = f", and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
+            be = "is" if len(found) == 1 else "are"
+            when = _next_probe([barred[w] for w in found], now)
+            lines.append(f"{_n(len(found), 'worker')} {be} {what} ({names}{more}); {when}.")
     return lines
+
+
+def _next_probe(bars: list[Bar], now: float) -> str:
+    if any(bar.probe is not None for bar in bars):
+        return "a probe task is under way"
+    wait_s = min(bar.until for bar in bars) - now
+    if isinf(wait_s):
+        return "the next task that fits and may run again will be a probe"
+    return f"the next probe task follows in {max(0.0, wait_s):.0f} s"
 
 
 def _ahead_of(books: Books, job: Job) -> tuple[int, int]:

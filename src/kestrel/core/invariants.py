@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isinf
 
 from kestrel.core.books import Books
 from kestrel.core.jobs import REQUEUED, RUNNING, UNIT, Attempt, Job
 from kestrel.core.model import JobId, TaskIndex, TaskState
 from kestrel.core.pool import Worker
+from kestrel.core.quarantine import ROWS_MAX
 from kestrel.errors import InternalError
 
 
@@ -45,6 +47,7 @@ def _faults(books: Books) -> Iterator[Fault]:
         yield from _worker_faults(books, worker)
     yield from _pool_faults(books)
     yield from _settling_faults(books)
+    yield from _quarantine_faults(books)
     yield from _matching_faults(books)
     yield from _dispatch_faults(books)
 
@@ -111,9 +114,9 @@ def _worker_faults(books: Books, worker: Worker) -> Iterator[Fault]:
         yield Fault(f"{name}: was asked to give back tasks of a job that it does not hold")
     if books.pool.workers.get(worker.id) is not worker or worker not in worker.cls.members:
         yield Fault(f"{name}: is not where it belongs")
-    if worker.drained and worker in worker.cls.hungry:
-        yield Fault(f"{name}: is drained, but wants work")
-    should_be_idle = not worker.drained and used < slots and len(worker.hand) < books.settings.backlog_max
+    if not worker.takes_tasks and worker in worker.cls.hungry:
+        yield Fault(f"{name}: is drained or barred, but wants work")
+    should_be_idle = worker.takes_tasks and used < slots and len(worker.hand) < books.settings.backlog_max
     if worker.idle != should_be_idle or (worker.idle and worker not in worker.cls.hungry):
         yield Fault(f"{name}: idle is {worker.idle} with {used} of {slots} slots used")
 
@@ -159,6 +162,34 @@ def _settling_faults(books: Books) -> Iterator[Fault]:
         yield Fault("nobody is awaited any more, but restored jobs wait")
 
 
+def _quarantine_faults(books: Books) -> Iterator[Fault]:
+    quarantine = books.quarantine
+    barred = {w: w.bar for w in books.pool.workers.values() if w.bar is not None}
+    if barred != quarantine.barred:
+        yield Fault("workers in trouble are not those that are listed so")
+    for worker, bar in quarantine.barred.items():
+        name = f"worker {worker.id}"
+        places = (bar.probe is not None) + (worker in quarantine.ready) + (worker in quarantine.paroles)
+        if places != 1 or isinf(bar.until) == (worker in quarantine.paroles):
+            yield Fault(f"{name}: is in trouble, but in {places} places of the line for probes")
+        if bar.probe is not None and worker.hand.get(bar.probe.id) is not bar.probe:
+            yield Fault(f"{name}: does not have its probe {bar.probe.id}")
+        job = books.jobs.get(bar.job)
+        if (job is None or worker not in job.suspects) is not bar.proven:
+            yield Fault(f"{name}: is held back for job {bar.job}, which does not know it", bar.job)
+        if not bar.proven and bar.job not in worker.rows:
+            yield Fault(f"{name}: is held back without reason", bar.job)
+    suspects = {w for job in books.jobs.values() for w in job.suspects}
+    if suspects != {w for w, bar in barred.items() if not bar.proven}:
+        yield Fault("workers that are held back are not those that jobs know")
+    lines = quarantine.ready.keys() | quarantine.asking.keys() | set(quarantine.paroles)
+    if not lines <= barred.keys():
+        yield Fault("a worker that is in no trouble waits for a probe")
+    for worker in books.pool.workers.values():
+        if len(worker.rows) > ROWS_MAX or any(row.count < 1 for row in worker.rows.values()):
+            yield Fault(f"worker {worker.id}: its rows of failures are wrong")
+
+
 def _matching_faults(books: Books) -> Iterator[Fault]:
     matching = books.matching
     for job in matching.jobs.values():
@@ -187,7 +218,7 @@ def _matching_faults(books: Books) -> Iterator[Fault]:
         if signature.revokes != asked:
             yield Fault(f"{name}: {signature.revokes} revocations are counted, {asked} are out")
     for cls in matching.classes.values():
-        if not cls.members or cls.capacity != sum(w.offer.slots for w in cls.members if not w.drained):
+        if not cls.members or cls.capacity != sum(w.offer.slots for w in cls.members if w.takes_tasks):
             yield Fault(f"class {cls.offer}: members or capacity are wrong")
         if cls.idle != sum(w.idle for w in cls.members) or any(w not in cls.members for w in cls.hungry):
             yield Fault(f"class {cls.offer}: idle or hungry workers are wrong")

@@ -74,13 +74,25 @@ class Attempt(Struct, eq=False):
 class Mark:
     """What is unusual about a task; most tasks never have one."""
 
-    __slots__ = ("cancelling", "counted", "failures", "given_out", "losses", "spent", "superseded", "twins")
+    __slots__ = (
+        "blamed",
+        "cancelling",
+        "counted",
+        "failures",
+        "given_out",
+        "losses",
+        "spent",
+        "superseded",
+        "twins",
+    )
 
     def __init__(self, failures: int = 0, losses: int = 0) -> None:
         self.failures = failures
         self.losses = losses
         self.given_out = False
         """A worker has it, or had it in an earlier epoch; kept only if it must not run twice."""
+        self.blamed: WorkerId = ""
+        """The worker that got it as a probe, and failed it."""
         self.cancelling = False
         self.superseded: dict[tuple[AttemptId, WorkerId], bool] = {}
         """Lost with their workers, oldest first; whether that is in `losses`. Late results still count."""
@@ -107,9 +119,11 @@ class Job:
         "_back",
         "_cursor",
         "_front",
+        "acquitted",
         "cancelled",
         "counts",
         "ended",
+        "failures",
         "id",
         "in_hand",
         "last_seq",
@@ -124,6 +138,7 @@ class Job:
         "settling",
         "signature",
         "states",
+        "suspects",
         "task_s",
         "terms",
         "unit",
@@ -155,6 +170,12 @@ class Job:
         """Attempts in workers' hands, the void ones too."""
         self.lenders: Ranking[Worker] = Ranking()
         """Workers that may have unstarted tasks of this job, by upper bounds of how many (negated)."""
+        self.failures = 0
+        """Failed attempts, as far as credible witnesses tell of them (`quarantine`)."""
+        self.suspects: dict[Worker, None] = {}
+        """Workers that are held back until others have said what they make of this job."""
+        self.acquitted = False
+        """All who had its tasks failed them: nobody is held back for it before somebody completes one."""
         self.lookahead_s = lookahead_s
         self.task_s = 0.0
         """Moving average of the time a task takes; 0 until the first is reported."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from kestrel.core.jobs import Job, User
 from kestrel.core.model import JobId, JobTerms, WorkerOffer
@@ -17,6 +18,10 @@ from kestrel.core.ranking import Ranking
 
 if TYPE_CHECKING:
     from kestrel.core.pool import Worker
+
+
+PROBED_JOBS_MAX: Final = 64
+"""How many waiting jobs with equal requirements are looked at for a probe."""
 
 
 class Signature:
@@ -144,6 +149,22 @@ class Matching:
         if not fitting:
             return None
         return self.jobs[min(signature.best() for signature in fitting)[2]]
+
+    def probe_for(self, cls: WorkerClass, slots: int) -> Job | None:
+        """A job with a queued task that may run again and fits into so many slots of such a worker; the order
+        is that of `best`. Looks at `PROBED_JOBS_MAX` jobs per signature at most."""
+        fitting: list[tuple[int, int, JobId]] = []
+        for signature in cls.signatures:
+            if signature.ready and signature.slots <= slots:
+                jobs = (
+                    (-priority, user.load, job)
+                    for priority, users in signature.ready.items()
+                    for user, waiting in users.items()
+                    for job in waiting
+                )
+                seen = islice(jobs, PROBED_JOBS_MAX)
+                fitting += [rank for rank in seen if self.jobs[rank[2]].terms.restart]
+        return self.jobs[min(fitting)[2]] if fitting else None
 
     # --- workers --------------------------------------------------------------------------------------
 

@@ -147,6 +147,12 @@ class SchedulerSettings:
     of earlier epochs that are recognised when they are reported again."""
     parcel_s_min: float = 0.05
     """Less work than this per slot is neither split for fairness nor taken back from a worker."""
+    quarantine_failures: int = 5
+    """So many failures in a row, at least, quarantine a worker, if others finish such tasks; 0: never."""
+    parole_s: float = 30.0
+    """After so long a quarantined worker gets a probe; after twice as long, when it failed one …"""
+    parole_s_max: float = 600.0
+    """… up to this."""
     settle_s: float = 3.0
     """After a restart, how long tasks that may still run on a worker wait for it to come back."""
 

@@ -67,6 +67,9 @@ class Outcomes:
                 or attempt.void
                 or task in attempt.job.marks
             ):
+                if runs and outcome.end is AttemptEnd.FAILED:  # a row of failures begins after them
+                    self._book(worker, runs)
+                    run = None
                 self._unusual(worker, attempt, outcome)
                 continue
             job = attempt.job
@@ -81,40 +84,68 @@ class Outcomes:
             run.tasks.append(task)
             run.wall_s += outcome.wall_s
             append(result(job.id, task, seq, completed, outcome.attempt, name, outcome.report))
-        for run in runs.values():
-            self._book(worker, run)
+        self._book(worker, runs)
         worker.progress = self.books.now
         self.books.pool.refresh(worker)
 
-    def _book(self, worker: Worker, run: _Run) -> None:
-        job, count = run.job, len(run.tasks)
-        job.counts[RUNNING] -= count
-        job.counts[COMPLETED] += count
-        worker.count(job, -count)
-        worker.completed += count
-        job.note_durations(count, run.wall_s, self.books.settings.backlog_max - 1)
-        self.books.touched[job] = None
-        self.books.tell(job.id, run.tasks, "COMPLETED", worker.id)
+    def _book(self, worker: Worker, runs: dict[JobId, _Run]) -> None:
+        """Count what was recorded, and start anew."""
+        for run in runs.values():
+            job, count = run.job, len(run.tasks)
+            job.counts[RUNNING] -= count
+            job.counts[COMPLETED] += count
+            worker.count(job, -count)
+            worker.completed += count
+            job.note_durations(count, run.wall_s, self.books.settings.backlog_max - 1)
+            self.books.touched[job] = None
+            self.books.tell(job.id, run.tasks, "COMPLETED", worker.id)
+            self._note_success(worker, job)
+        runs.clear()
+
+    def _note_success(self, worker: Worker, job: Job) -> None:
+        if worker.rows or worker.bar is not None:
+            self.books.quarantine.succeeded(worker)
+        if job.suspects:
+            self.books.quarantine.testified(worker, job)
 
     def _unusual(self, worker: Worker, attempt: Attempt | None, outcome: AttemptOutcome) -> None:
         if attempt is None or attempt.task != outcome.task or attempt.job.id != outcome.job:
             self.stray(worker.id, outcome)
             return
+        books, job, end = self.books, attempt.job, outcome.end
         worker.take(attempt)
+        blamed = worker.bar is not None and books.quarantine.probe_ended(worker, attempt, end)
         if attempt.void:
-            self.books.strays.duplicates += 1
+            books.strays.duplicates += 1
             return
-        if outcome.end is AttemptEnd.COMPLETED:
+        if end is AttemptEnd.COMPLETED:
             worker.completed += 1
-        elif outcome.end in _FAILURES:
+        elif end in _FAILURES:
             worker.failed += 1
-        job = attempt.job
-        if outcome.end is AttemptEnd.COMPLETED or outcome.end in _FAILURES:
-            job.note_durations(1, outcome.wall_s, self.books.settings.backlog_max - 1)
-        self.books.detach(attempt)
-        if attempt.id < self.books.first_attempt:
+        books.detach(attempt)
+        if blamed:
+            self._blame(worker, attempt)
+            return
+        if end is AttemptEnd.COMPLETED or end in _FAILURES:
+            job.note_durations(1, outcome.wall_s, books.settings.backlog_max - 1)
+        if attempt.id < books.first_attempt:
             self._note_spent(job, attempt.task, attempt.id)
+        tells = end is AttemptEnd.FAILED and not job.wants_cancel(attempt.task)
         self._apply(job, worker.id, outcome)
+        if tells:
+            books.quarantine.failed(worker, job)
+        elif end is AttemptEnd.COMPLETED:
+            self._note_success(worker, job)
+
+    def _blame(self, worker: Worker, attempt: Attempt) -> None:
+        """A probe failed: that is held against its worker, and the task goes to the next one."""
+        job, task = attempt.job, attempt.task
+        mark = job.mark(task)
+        mark.blamed = worker.id
+        mark.count(attempt.id)
+        self.books.trouble(job, task)
+        self.books.requeue(job, task, front=True)
+        self.books.tell(job.id, (task,), "FAILED as a probe: the worker is blamed", worker.id, attempt.id)
 
     def stray(self, worker: WorkerId, outcome: AttemptOutcome) -> None:
         """A report of an attempt that is not in its sender's hand: lost and found, or none of ours."""
@@ -168,6 +199,8 @@ class Outcomes:
         if end in _FAILURES:
             mark = job.mark(task)
             mark.failures += 1
+            if mark.blamed and mark.blamed != worker:
+                books.quarantine.acquit(mark.blamed)
             if cancelling or mark.failures > job.terms.retries:
                 books.finish(job, task, _FAILURES[end], attempt, worker, outcome.report)
                 return
@@ -216,6 +249,7 @@ class Outcomes:
             books.pool.refresh(worker)
             if not worker.idle:
                 books.pool.sate(worker)  # it must not get back at once what it gave
+            books.quarantine.hand_changed(worker)
 
     # --- lost and found -------------------------------------------------------------------------------
 
@@ -283,6 +317,7 @@ class Outcomes:
         if unwanted:
             books.effects.append(fx.StopAttempts(worker.id, unwanted))
         books.pool.refresh(worker)
+        books.quarantine.hand_changed(worker)
 
     def _wanted(self, worker: Worker, item: HeldByWorker) -> bool:
         job = self.books.jobs.get(item.job)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kestrel.core.jobs import UNIT, Attempt, Job
 from kestrel.core.matching import Matching, WorkerClass
-from kestrel.core.model import AttemptId, SchedulerSettings, WorkerId, WorkerOffer
+from kestrel.core.model import AttemptId, JobId, SchedulerSettings, WorkerId, WorkerOffer
+
+if TYPE_CHECKING:
+    from kestrel.core.quarantine import Bar, Row
 
 FULL: Final = 1024
 """A worker's place in the order of hunger when all its slots are taken; 0 when none is."""
@@ -22,6 +25,7 @@ class Worker:
     """A worker, as the scheduler sees it."""
 
     __slots__ = (
+        "bar",
         "busy",
         "cls",
         "completed",
@@ -36,6 +40,7 @@ class Worker:
         "per_job",
         "progress",
         "revoking",
+        "rows",
         "used",
     )
 
@@ -54,6 +59,10 @@ class Worker:
         self.idle = False
         """Counted among the idle of its class."""
         self.drained = False
+        self.bar: Bar | None = None
+        """Set while it is held back or quarantined."""
+        self.rows: dict[JobId, Row] = {}
+        """What it fails at without a success; empty for a worker that is well."""
         self.joined = now
         self.heard = now
         self.progress = now
@@ -62,6 +71,11 @@ class Worker:
         """The job of which it was asked to give back tasks, and has not answered."""
         self.completed = 0
         self.failed = 0
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether it gets whatever it has room for."""
+        return not self.drained and self.bar is None
 
     def load(self) -> int:
         """How full its hand is, in units: `UNIT` times its slots when it has all it should have."""
@@ -114,6 +128,10 @@ class WorkerView:
     completed: int
     """Tasks that it ended well since it joined."""
     failed: int
+    quarantined: bool = False
+    """It fails what others finish, and gets nothing but probes."""
+    reason: str = ""
+    """Why it is in quarantine, or held back until others have said what they make of a job."""
 
     @property
     def slots(self) -> int:
@@ -166,9 +184,21 @@ class Pool:
     def drain(self, worker: Worker, drained: bool) -> None:
         """No more tasks for it, or tasks again."""
         if worker.drained != drained:
+            took = worker.takes_tasks
             worker.drained = drained
+            self._takes_changed(worker, took)
+
+    def set_barred(self, worker: Worker, bar: Bar | None) -> None:
+        """It is in trouble, or (None) in trouble no more."""
+        took = worker.takes_tasks
+        worker.bar = bar
+        self._takes_changed(worker, took)
+
+    def _takes_changed(self, worker: Worker, took: bool) -> None:
+        takes = worker.takes_tasks
+        if takes != took:
             slots = worker.offer.slots
-            self._matching.change_capacity(worker.cls, -slots if drained else slots)
+            self._matching.change_capacity(worker.cls, slots if takes else -slots)
             self.refresh(worker)
 
     def leave(self, worker: Worker, now: float, reason: str, requeued: int) -> None:
@@ -182,12 +212,12 @@ class Pool:
     def _enter(self, worker: Worker) -> None:
         worker.cls = self._matching.join(worker)
         self.slots += worker.offer.slots
-        if not worker.drained:
+        if worker.takes_tasks:
             self._matching.change_capacity(worker.cls, worker.offer.slots)
 
     def _remove(self, worker: Worker) -> None:
         self._set_hunger(worker, wants=False, idle=False)
-        if not worker.drained:
+        if worker.takes_tasks:
             self._matching.change_capacity(worker.cls, -worker.offer.slots)
         self._matching.leave(worker)
         self.slots -= worker.offer.slots
@@ -202,7 +232,7 @@ class Pool:
         busy = used if used < slots else slots
         self.busy += busy - worker.busy
         worker.busy = busy
-        if worker.drained or len(worker.hand) >= self._settings.backlog_max:
+        if not worker.takes_tasks or len(worker.hand) >= self._settings.backlog_max:
             self._set_hunger(worker, wants=False, idle=False)
         elif used < slots:
             self._set_hunger(worker, wants=True, idle=True)

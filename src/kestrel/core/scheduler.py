@@ -109,10 +109,8 @@ class Scheduler:
                 self._on_worker_joined(event)
             case ev.WorkerLost(name, reason):
                 self._on_worker_lost(name, reason)
-            case ev.WorkerDrained(name, drained):
-                worker = self._books.pool.workers.get(name)
-                if worker is not None:
-                    self._books.pool.drain(worker, drained)
+            case ev.WorkerDrained():
+                self._on_worker_drained(event)
             case ev.TimePassed():
                 pass  # `handle` sees to it, after all others
             case _:
@@ -217,7 +215,15 @@ class Scheduler:
             # should it only have been cut off, it must learn that it has to introduce itself again
             books.effects.append(fx.RefuseWorker(worker.id, REFUSAL))
         books.effects.extend([fx.ProbeWorker(w.id) for w in books.pool.to_probe(books.now)])
+        books.quarantine.review()
         self._dispatch.look_for_balance()
+
+    def _on_worker_drained(self, event: ev.WorkerDrained) -> None:
+        worker = self._books.pool.workers.get(event.worker)
+        if worker is not None:
+            self._books.pool.drain(worker, event.drained)
+            if event.pardoned:
+                self._books.quarantine.lift(worker, "a user says that it is well")
 
     def _on_worker_lost(self, name: WorkerId, reason: str) -> None:
         worker = self._books.pool.workers.get(name)
@@ -230,6 +236,7 @@ class Scheduler:
         books = self._books
         worker.end_revoke()
         requeued = self._outcomes.take_back(worker, list(worker.hand.values()), reason)
+        books.quarantine.forget(worker)
         books.pool.leave(worker, books.now, reason, requeued)
         books.effects.append(fx.RecordWorker(worker.id, False))
         books.effects.append(fx.AnnounceWorkerLost(worker.id, reason, requeued))
@@ -319,6 +326,8 @@ class Scheduler:
                 heard=w.heard,
                 completed=w.completed,
                 failed=w.failed,
+                quarantined=w.bar is not None and w.bar.proven,
+                reason=w.bar.reason if w.bar is not None else "",
             )
             for name, w in self._books.pool.workers.items()
         }
@@ -356,6 +365,9 @@ class Scheduler:
             times.append(deadline)
         if self._books.settling.active:
             times.append(self._books.settling.until)
+        parole = self._books.quarantine.next_parole()
+        if parole is not None:
+            times.append(parole)
         return max(now, min(times)) if times else None
 
     def explain(self, job: JobId, task: TaskIndex | None, now: float) -> list[str]:

@@ -60,6 +60,8 @@ class Carrier:
                     unit.tells.append(lambda job=job: self.manager.books.job_changed(job))  # type: ignore[misc]
                 case fx.AnnounceWorkerLost():
                     self._worker_lost(effect, unit)
+                case fx.AnnounceWorkerQuarantined() | fx.AnnounceQuarantineLifted():
+                    self._quarantine(effect, unit)
                 case _:
                     assert_never(effect)
 
@@ -116,6 +118,16 @@ class Carrier:
         second = None if params is None else params[half:]
         self._send_tasks_sized(worker, job, attempt, tasks[:half], first, spec)
         self._send_tasks_sized(worker, job, attempt + half, tasks[half:], second, None)
+
+    def _quarantine(
+        self, effect: fx.AnnounceWorkerQuarantined | fx.AnnounceQuarantineLifted, unit: Unit
+    ) -> None:
+        lifted = isinstance(effect, fx.AnnounceQuarantineLifted)
+        event, level = (
+            ("quarantine_lifted", logging.INFO) if lifted else ("worker_quarantined", logging.WARNING)
+        )
+        fields = {"worker": effect.worker, "reason": effect.reason}
+        unit.tells.append(lambda: log.log(level, event, extra=fields))
 
     def _worker_lost(self, effect: fx.AnnounceWorkerLost, unit: Unit) -> None:
         """Forget it when the loss is stored, unless it has introduced itself again before or until then."""
