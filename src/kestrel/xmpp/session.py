@@ -54,7 +54,7 @@ class SessionSettings:
 
     retry_s_min: float = 0.5
     """The first wait is drawn between 0 and this; it doubles with each failure in a row."""
-    retry_s_max: float = 15.0
+    retry_s_max: float = 10.0
     login_s_max: float = 20.0
     """From the first byte to the session."""
     quiet_s_max: float = 20.0
