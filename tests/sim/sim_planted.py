@@ -268,10 +268,13 @@ class NeverForgets(WorkerAgent):
         self.keeper = _RemembersAll(self.clock, self.keeper._spool, self.counters, self.keeper._on_changed)
 
 
-class IntroducesItselfForEver(WorkerAgent):
+class PingsForEver(WorkerAgent):
     def _on_welcome(self, sender: str, welcome: m.Welcome) -> None:
         super()._on_welcome(sender, welcome)
-        self.joining._join()
+        self.transport.ping(sender)
+
+    def on_heard(self, sender: str) -> None:
+        self.transport.ping(sender)
 
 
 class ObeysEverybody(WorkerAgent):

@@ -1,6 +1,6 @@
 """Laws about managers that follow each other: one voice, one writer, numbers that are never used twice.
 
-* `fenced_write`: once a unit of one epoch is stored, no unit of an older epoch is.
+* `fenced_write`: once a manager has taken the lease, nothing of an older epoch is stored.
 * `lapsed_tells`: a manager that has lapsed sends no message and says no word.
 * `two_voices`: whose place was taken because its lease had run out, or was given back, sends nothing from
   that instant on. Only where an orphaned lease was taken (the database had lost its holder's session, as when
@@ -56,7 +56,6 @@ class Reigns:
     def __init__(self, world: World) -> None:
         self._world = world
         self.takes: dict[int, Take] = {}
-        self._newest_write = 0
         self._given: dict[int, tuple[str, int, int]] = {}
         """Of each attempt: worker, job, task."""
         self._stale: dict[str, set[int]] = {}
@@ -75,11 +74,9 @@ class Reigns:
 
     def stored(self, epoch: int, writes: Sequence[Write]) -> None:
         """A unit was stored at this instant."""
-        if epoch < self._newest_write:
-            raise BrokenLawError(
-                "fenced_write", f"a unit of epoch {epoch} was stored after one of epoch {self._newest_write}"
-            )
-        self._newest_write = epoch
+        current = self._world.disk.store.epoch
+        if epoch != current:
+            raise BrokenLawError("fenced_write", f"a unit of epoch {epoch} was stored in epoch {current}")
         for write in writes:
             if isinstance(write, AddJob):
                 self._plans[write.record.job] = self._plan(write)
