@@ -60,7 +60,14 @@ class WorldSettings:
     lease: LeaseSettings = field(default_factory=LeaseSettings)
     scheduler: SchedulerSettings = field(
         default_factory=lambda: SchedulerSettings(
-            lookahead_s=0.5, batch_max=20, backlog_max=40, lease_s=6.0, probe_s=2.0, settle_s=3.0
+            lookahead_s=0.5,
+            batch_max=20,
+            backlog_max=40,
+            lease_s=6.0,
+            probe_s=2.0,
+            settle_s=3.0,
+            parole_s=2.0,
+            parole_s_max=10.0,
         )
     )
 
