@@ -155,3 +155,93 @@ def test_a_report_message_reads_as_one() -> None:
         (1, "completed", 'a"\n'),
         (2, "completed", ""),
     ]
+
+
+def test_a_life_is_never_counted_twice_even_if_the_journal_is_lost(tmp_path: Path) -> None:
+    for expected in (1, 2, 3):
+        spool = FileSpool(tmp_path)
+        assert spool.life == expected
+        spool.close()
+        (tmp_path / "finished.journal").unlink()
+
+
+def test_a_last_line_without_its_end_is_whole_if_its_checksum_says_so(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1), finished(2)])
+    spool.close()
+    journal = tmp_path / "finished.journal"
+    journal.write_bytes(journal.read_bytes()[:-1])
+    assert kept(tmp_path) == [finished(1), finished(2)]
+
+
+def test_a_journal_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+    body = finished(1).body
+    (tmp_path / "finished.journal").write_bytes(b'{"life":7}\n' + body + b'\n{"forget":[5]}\n')
+    spool = FileSpool(tmp_path)
+    assert (spool.life, list(spool.restored)) == (8, [finished(1)])
+    spool.close()
+    assert kept(tmp_path) == [finished(1)]
+
+
+def test_a_changed_byte_is_noticed_even_where_the_text_stays_readable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1), finished(2)])
+    spool.close()
+    journal = tmp_path / "finished.journal"
+    journal.write_bytes(journal.read_bytes().replace(b'"task":101', b'"task":909'))
+    assert kept(tmp_path) == [finished(2)]
+    (told,) = [r for r in caplog.records if r.message == "spool_damaged"]
+    assert told.__dict__["line"] == 2
+
+
+def test_a_record_that_this_version_does_not_know_harms_only_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1), Finished(1, 1, 9, b'{"job":1,"later":"invention"}', 1), finished(2)])
+    spool.close()
+    assert kept(tmp_path) == [finished(1), finished(2)]
+    assert "spool_unknown_record" in caplog.text
+
+
+def test_trying_a_spool_leaves_no_trace(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1)])
+    before = (tmp_path / "finished.journal").read_bytes()
+    spool.check()
+    assert (tmp_path / "finished.journal").read_bytes() == before
+    spool.keep([finished(2)])
+    spool.close()
+    assert kept(tmp_path) == [finished(1), finished(2)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_could_not_be_forgotten_on_a_full_disk_is_forgotten_with_the_next(tmp_path: Path) -> None:
+    import io
+
+    spool = FileSpool(tmp_path)
+    spool.keep([finished(1), finished(2), finished(3)])
+    good = spool._file
+    spool._file = io.FileIO("/dev/full", "w")
+    for attempt in (1, 1):
+        with pytest.raises(EnvironmentProblem):
+            spool.forget([attempt])
+    with pytest.raises(EnvironmentProblem):
+        spool.check()
+    spool._file.close()
+    spool._file = good
+    spool.check()
+    spool.forget([2])
+    spool.close()
+    assert kept(tmp_path) == [finished(3)]
+
+
+def test_a_spool_at_its_bound_makes_room_by_what_was_forgotten(tmp_path: Path) -> None:
+    spool = FileSpool(tmp_path, bytes_max=5000)
+    for attempt in range(1000):
+        spool.keep([finished(attempt, "x" * 100)])
+        spool.forget([attempt - 1])
+    spool.close()
+    assert kept(tmp_path) == [finished(999, "x" * 100)]

@@ -165,7 +165,8 @@ class FileSpool:
 
     def check(self) -> None:
         before = self._size
-        self._append(line_of(b'{"forget":[]%b}' % (b" " * ROOM_BYTES)))
+        room = b" " * min(ROOM_BYTES, self._bytes_max // 16)
+        self._append(line_of(b'{"forget":[]%b}' % room))
         self._torn = True
         self._size = before
         self._mend()
