@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -32,6 +32,7 @@ from kestrel.store.postgres_session import (
 from kestrel.store.writing import Post
 
 log = logging.getLogger("kestrel.store")
+_T = TypeVar("_T")
 
 _LOOK = """SELECT l.epoch, l.beat, l.holder, EXISTS (
     SELECT 1 FROM pg_stat_activity a WHERE a.pid = l.pid AND coalesce(a.backend_start = l.since, true))
@@ -116,7 +117,7 @@ class Keeper:
     # --- questions, on the keeper's thread --------------------------------------------------------------
 
     def look(self) -> LeaseView:
-        return self._view(self._connected())
+        return self._again(self._view)
 
     def take(self, seen: LeaseView, holder: str) -> int | None:
         session = self._connected()
@@ -133,11 +134,10 @@ class Keeper:
         return epoch
 
     def renew(self, epoch: int) -> bool:
-        session = self._connected()
-        return self._changed(session, _RENEW, (session.pid, session.since, epoch))
+        return self._again(lambda s: self._changed(s, _RENEW, (s.pid, s.since, epoch)))
 
     def release(self, epoch: int) -> bool:
-        return self._changed(self._connected(), _RELEASE, (epoch,))
+        return self._again(lambda s: self._changed(s, _RELEASE, (epoch,)))
 
     # --- on the keeper's thread -------------------------------------------------------------------------
 
@@ -163,6 +163,20 @@ class Keeper:
                 told.retry = True  # it has worked before: what is wrong now may be mended while we run
             self._drop()  # a new session knows of no transaction, and is quickly made
             return told
+
+    def _again(self, question: Callable[[Session], _T]) -> _T:
+        """Ask on the session that is there; if that turns out to be broken, once more on a new one.
+
+        For questions that may be put twice: that the server was restarted since the last is no trouble.
+        """
+        if self._session is not None:
+            try:
+                return question(self._session)
+            except psycopg.Error:
+                if not self._session.lost:
+                    raise
+                self._drop()
+        return question(self._connected())
 
     def _connected(self) -> Session:
         if self._session is None:

@@ -10,6 +10,7 @@ the event loop is busy. So statements are collected (`send`) and travel together
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from kestrel.store.postgres_problems import explain, misunderstood
 Row: TypeAlias = tuple[Any, ...]
 Check: TypeAlias = Callable[[list[Row], int], object]
 """Called with the rows and the row count of a statement; may raise `StoreError`."""
+
+# It warns of what we tell in words of our own: every broken connection, once for each level it passes.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 2
