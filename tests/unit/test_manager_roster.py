@@ -239,3 +239,22 @@ def test_a_store_that_is_short_of_room_takes_no_new_work_and_all_else(rig: Rig):
     assert rig.ask(m.Cancel(job=2)).job == 2
     rig.store.shortage = lambda: None  # type: ignore[method-assign]
     assert rig.ask(m.Job(command="true")).job == 3
+
+
+def test_a_worker_that_fails_what_the_other_finishes_is_shown_in_quarantine(rig: Rig):
+    rig.join(cores=1)
+    rig.join(OTHER, cores=1)
+    rig.ask(m.Job(command="true", queue=200, retries=100))
+    seen = {WORKER: 0, OTHER: 0}
+
+    def quarantined() -> list[str]:
+        return [w.worker for w in rig.ask(m.Pool()).workers if w.state == "quarantined"]
+
+    while not quarantined():
+        assert sum(seen.values()) < 200
+        for worker, bad in ((OTHER, False), (WORKER, True)):
+            for tasks in rig.to(worker, m.Tasks)[seen[worker] :]:
+                seen[worker] += 1
+                state, code = ("failed", 1) if bad else ("completed", 0)
+                rig.finish(tasks, worker, n=seen[worker], state=state, exit_code=code)
+    assert quarantined() == [WORKER]

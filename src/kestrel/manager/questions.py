@@ -128,6 +128,8 @@ class Questions:
         state: Literal["idle", "busy", "full", "draining", "quarantined"] = "busy"
         if view.drained:
             state = "draining"
+        elif view.quarantined:
+            state = "quarantined"
         elif not view.in_hand:
             state = "idle"
         elif view.used >= view.slots:
