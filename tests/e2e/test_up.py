@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,44 @@ def test_a_killed_pool_comes_back_with_everything_and_adopts_what_runs(tmp_path:
             assert again.run("wait", "1").returncode == 0
             assert runs.read_text() == "start\n"
             assert worker.poll() is None
+
+
+def test_a_pool_killed_in_the_middle_of_everything_goes_on_where_it_was(tmp_path: Path):
+    """Done stays done, cancelled stays cancelled, what runs goes on, what waits comes next; all once."""
+    with Pool(tmp_path, "--port", "0") as pool:
+        worker = pool.worker("one", "--slots", "3")
+        assert pool.run("submit", "--wait", "--", "echo kept; echo done >> starts.txt").returncode == 0
+        pool.run("submit", "--", "echo long >> starts.txt; sleep 3; echo ended >> starts.txt")
+        pool.run("submit", "-n", "2", "--", "echo $$ >> pids.txt; sleep 600")
+        pids, starts = tmp_path / "pids.txt", tmp_path / "starts.txt"
+        eventually(lambda: pids.exists() and len(pids.read_text().split()) == 2, "two tasks run")
+        pool.run("submit", "-n", "20", "--", "echo short >> starts.txt; :")
+        assert "2 tasks cancelled" in pool.run("cancel", "3").stdout
+        waiting = pool.spawn("wait", "2", "4")
+        pool.up.send_signal(signal.SIGKILL)
+        pool.up.wait()
+        with Pool(tmp_path, "--port", str(pool.address[1])) as again:
+            assert waiting.wait(60) == 0, pool.log_of(waiting)
+            assert again.run("wait", "3").returncode == 2
+            states = [job["state"] for job in again.ask("status")]
+            assert states == ["COMPLETED", "COMPLETED", "CANCELLED", "COMPLETED"]
+            assert again.run("cat", "1_0").stdout == "kept\n"
+            for pid in pids.read_text().split():
+                eventually(lambda pid=pid: not _alive(int(pid)), f"process {pid} ends")
+            assert len(pids.read_text().split()) == 2
+            assert Counter(starts.read_text().split()) == {"done": 1, "long": 1, "ended": 1, "short": 20}
+            assert worker.poll() is None
+
+
+def test_a_submission_repeated_after_the_pool_was_killed_is_the_same_job(tmp_path: Path):
+    with Pool(tmp_path, "--port", "0") as pool:
+        (tmp_path / "job.json").write_text('{"command": "true", "id": "nightly", "queue": 3}')
+        first = pool.ask("submit", "job.json")
+        pool.up.send_signal(signal.SIGKILL)
+        pool.up.wait()
+        with Pool(tmp_path, "--port", str(pool.address[1])) as again:
+            assert again.ask("submit", "job.json")["job"] == first["job"]
+            assert len(again.ask("status")) == 1
 
 
 def test_cancelling_stops_what_runs(pool: Pool, tmp_path: Path):

@@ -25,6 +25,8 @@ from kestrel.xmpp.jid import JID
 from kestrel.xmpp.link import XmppLink, XmppStream
 from kestrel.xmpp.session import SessionSettings
 
+LEASE_S_MIN = 0.5
+"""A shorter one would be lost by a busy machine every now and then."""
 RETRY_S_MAX = 2.0
 """A manager that lost its server tries again this often at least: it is one, and all wait for it."""
 
@@ -109,6 +111,10 @@ def manager(
     """
     if (domain is None) == (jid is None):
         raise UsageError("name either --component or --jid", hint="see kestrel manager --help")
+    if lease < LEASE_S_MIN:
+        raise UsageError(
+            f"a lease of {lease:g} s is too short", hint=f"--lease takes {LEASE_S_MIN:g}s at least"
+        )
     secret = _secret(secret_file)
     set_up_logs(verbose)
     pool_access_path(pool)  # refuses what is no name, and no directory either
