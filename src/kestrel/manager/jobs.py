@@ -24,12 +24,13 @@ _job_decoder = msgspec.json.Decoder(m.Job)
 
 @dataclass(slots=True)
 class JobEntry:
-    """A job in the manager's books."""
+    """A job in the manager's books.
+
+    What follows from its message is made when it is first wanted: of most jobs after a restart it never is,
+    and a manager that has taken over must not read the messages of all jobs that ever were before it acts.
+    """
 
     record: JobRecord
-    message: m.Job
-    spec: m.TaskSpec
-    has_params: bool
     size: int
     open: bool
     ended: bool = False
@@ -41,6 +42,27 @@ class JobEntry:
     waiters: list[Waiter] = field(default_factory=list)
     notify: str = ""
     """Address of a person to tell when the job has ended."""
+    _message: m.Job | None = None
+    _spec: m.TaskSpec | None = None
+
+    @property
+    def message(self) -> m.Job:
+        """As it was submitted, without its `args`."""
+        if self._message is None:
+            self._message = _job_decoder.decode(self.record.message)
+        return self._message
+
+    @property
+    def has_params(self) -> bool:
+        """Whether its tasks have arguments."""
+        return self.message.queue is None
+
+    @property
+    def spec(self) -> m.TaskSpec:
+        """What workers are told."""
+        if self._spec is None:
+            self._spec = spec_of(self.message)
+        return self._spec
 
 
 @dataclass(slots=True)
@@ -97,12 +119,8 @@ def terms(message: m.Job, user: str) -> JobTerms:
 
 def entry_of(record: JobRecord) -> JobEntry:
     """The books of a job from its record; after a restart as well as at submission."""
-    message = _job_decoder.decode(record.message)
     return JobEntry(
         record=record,
-        message=message,
-        spec=spec_of(message),
-        has_params=message.queue is None,
         size=record.size,
         open=record.open,
         ended=record.state in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED),
