@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pool": ("kestrel.cli.pool", "show the workers of a pool"),
     "drain": ("kestrel.cli.pool", "give a worker no more tasks"),
     "invite": ("kestrel.cli.pool", "print an invitation for another machine"),
+    "store": ("kestrel.cli.store", "check, back up or export what a manager has stored"),
     "completion": ("kestrel.cli.completion", "print the completion script for a shell"),
 }
 """Name → module that holds the click command of that name, one line of help."""

@@ -21,11 +21,13 @@ from kestrel.ports import JobRecord, ReadResults
 from kestrel.protocol import messages as m
 from kestrel.store import schema
 from kestrel.store.reads import Reader, job_records
-from kestrel.store.sqlite_problems import DAMAGED, explain
+from kestrel.store.sqlite_flaws import flaws
+from kestrel.store.sqlite_problems import damaged, explain
 from kestrel.store.tables import RowWriter, SqliteParams
 
 PAGE_RESULTS = 1000
-PARAMS_CACHE_BYTES_MAX = 4 * 2**20
+PARAMS_CACHE_BYTES_MAX = 2**18
+"""Encoded; decoded it is some ten times as much."""
 
 
 class SqliteArchive:
@@ -75,7 +77,7 @@ class SqliteArchive:
 
     def flaws(self) -> Iterator[str]:
         """Damage of the file, and rows that belong to nothing."""
-        yield from ()
+        yield from flaws(self._connection, self.version)
 
     def close(self) -> None:
         self._connection.close()
@@ -111,9 +113,4 @@ def explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as problem:
         raise explain(problem, path) from problem
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, IndexError) as problem:
-        raise StoreError(
-            f"the store {path} is damaged: a row cannot be read: {problem}",
-            hint=f"see what is left: kestrel store check --store {path}",
-            code=DAMAGED,
-        ) from problem
-
+        raise damaged(path, f"a row cannot be read: {problem}", problem) from problem

@@ -17,6 +17,8 @@ from kestrel.store.schema import APPLICATION_ID, MIGRATIONS
 
 DAMAGED = "store_damaged"
 """Code of the `StoreError` for a file whose content is not what was written."""
+NOT_A_STORE = "not_a_store"
+"""Code of the `StoreError` for a file that no store of ours begins like."""
 
 
 def for_caller(problem: Exception, path: Path) -> Exception:
@@ -45,7 +47,12 @@ def explain(problem: sqlite3.Error, path: Path) -> StoreError:
             False,
         ),
     )
-    error = StoreError(text.format(path=path, problem=problem), hint=hint.format(path=path), retry=retry)
+    error = StoreError(
+        text.format(path=path, problem=problem),
+        hint=hint.format(path=path),
+        code=NOT_A_STORE if code == sqlite3.SQLITE_NOTADB else "",
+        retry=retry,
+    )
     error.__cause__ = problem
     return error
 
