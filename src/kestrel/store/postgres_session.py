@@ -138,6 +138,10 @@ class Address:
             self.options: dict[str, Any] = dict(conninfo_to_dict(dsn))
         except psycopg.Error:
             raise misunderstood() from None  # libpq's words may contain parts of the password
+        # A password with a / in it makes itself the port, and the host a part of the name of the database.
+        ports = str(self.options.get("port") or "").split(",")
+        if not all(port.isdigit() or not port for port in ports) or "@" in str(self.options.get("dbname")):
+            raise misunderstood()
         user = f"{self.options['user']}@" if self.options.get("user") else ""
         host = str(self.options.get("host") or self.options.get("hostaddr") or "")
         port = f":{self.options['port']}" if self.options.get("port") else ""
