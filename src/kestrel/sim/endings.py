@@ -67,6 +67,11 @@ class Endings:
         for name, view in manager.scheduler.workers().items():
             if view.in_hand:
                 return f"the manager counts {view.in_hand} attempts in the hands of {name}"
+        if manager._unit is not None or manager._inbox:
+            return "the manager still stores something"
+        absent = [w.address for w in self._world.workers if w.address not in manager.scheduler.workers()]
+        if absent:
+            return f"{absent} are there, and not in the pool"
         if manager.scheduler._books.settling.active:
             return "the manager still waits for workers of the life before"
         for user in self._world.users:
