@@ -98,6 +98,8 @@ class Machine(RuleBasedStateMachine):
         """Tasks that must not run twice and may have been started."""
         self.fresh_job = 1
         self.probes = 0
+        self.unwanted: set[tuple[int, int]] = set()
+        """Tasks that users have cancelled while workers had them."""
         self.quarantined: set[str] = set()
         """Whose quarantine was announced, and not its end."""
         self.dealt_with: set[int] = set()
@@ -135,7 +137,7 @@ class Machine(RuleBasedStateMachine):
                 job.last_seq += 1
                 job.states[effect.task] = effect.state
                 job.troubles.pop(effect.task, None)
-            case fx.RecordTrouble(number, task, failures, losses, given_out, counted):
+            case fx.RecordTrouble(number, task, failures, losses, given_out, counted, cancelling):
                 job = self.jobs[number]
                 assert not TaskState(job.states[task]).terminal
                 before = job.troubles.get(task, Trouble())
@@ -144,13 +146,17 @@ class Machine(RuleBasedStateMachine):
                 blamed = bool(fresh) and (failed, lost) == (0, 0)  # on the worker: it was a probe
                 assert not (blamed and not job.terms.restart), "what must not run twice was a probe"
                 assert (failed, lost) in {(1, 0), (0, 1), (0, -1), (0, 0)}
-                assert failed or lost or blamed or given_out != before.given_out
+                told = given_out != before.given_out or cancelling != before.cancelling
+                assert failed or lost or blamed or told
+                assert cancelling >= before.cancelling
+                if cancelling:
+                    self.unwanted.add((number, task))
                 assert not (given_out and job.terms.restart)
                 assert len(set(counted)) == len(counted) <= COUNTED_MAX
                 assert not fresh & self.dealt_with, "an end counted twice"
                 assert len(fresh) == failed or (len(fresh) <= 1 and (lost == 1 or blamed))
                 self.dealt_with |= fresh
-                job.troubles[task] = Trouble(failures, losses, given_out, counted)
+                job.troubles[task] = Trouble(failures, losses, given_out, counted, cancelling)
                 job.reruns += losses - before.losses
             case fx.RecordCancelled(number, ranges, seq):
                 job = self.jobs[number]
@@ -218,6 +224,7 @@ class Machine(RuleBasedStateMachine):
             assert attempt not in self.seen, "an attempt id was used twice"
             assert attempt >> 32 == self.epoch
             assert not TaskState(job.states[task]).terminal
+            assert (effect.job, task) not in self.unwanted, "given out though a user cancelled it"
             self.seen.add(attempt)
             if not job.terms.restart:
                 assert (effect.job, task) not in self.once, "ran twice"
@@ -384,10 +391,11 @@ class Machine(RuleBasedStateMachine):
         self.report(data=data, end=AttemptEnd.FAILED, deliver=True)
 
     @precondition(lambda self: sum(bool(self.workers[n].hand) for n in self.joined()) > 1)
-    @rule(rounds=st.integers(2, 8))
+    @rule(rounds=st.integers(5, 10))
     def one_worker_is_broken(self, rounds: int) -> None:
         """It fails, one after the other, what others complete."""
         bad = min(n for n in self.joined() if self.workers[n].hand)
+        self.submit(20, frozenset(), 1, 1, 3, True, False, "ann")
         for _ in range(rounds):
             for name in [n for n in self.joined() if self.workers[n].hand]:
                 worker = self.workers[name]
@@ -398,6 +406,27 @@ class Machine(RuleBasedStateMachine):
                 worker.number += 1
                 worker.spool[worker.number] = [outcome]
                 self.handle(ev.AttemptsReported(name, worker.number, [outcome]))
+
+    @precondition(lambda self: any(v.reason for v in self.scheduler.workers().values()))
+    @rule(end=st.sampled_from([*AttemptEnd, AttemptEnd.FAILED, AttemptEnd.COMPLETED, None]))
+    def parole_is_over(self, end: AttemptEnd | None) -> None:
+        """Who is in trouble gets a probe, and says how it ended; or its connection breaks."""
+        for _ in range(3):
+            self.now += 3.0
+            self.handle(*(ev.WorkerHeard(name) for name in self.joined()), ev.TimePassed())
+        for name, view in self.scheduler.workers().items():
+            worker = self.workers[name]
+            if not view.reason or not worker.hand:
+                continue
+            attempt = next(reversed(worker.hand))
+            if end is None:
+                self.come_back(name)
+                continue
+            outcome = AttemptOutcome(*worker.hand.pop(attempt), attempt, end, 0.01)
+            worker.stopped.discard(attempt)
+            worker.number += 1
+            worker.spool[worker.number] = [outcome]
+            self.handle(ev.AttemptsReported(name, worker.number, [outcome]))
 
     @precondition(lambda self: any(w.stopped & w.hand.keys() for w in self.workers.values()))
     @rule(data=st.data())

@@ -178,7 +178,12 @@ def test_cancelling_some_tasks_leaves_the_others() -> None:
         after=ev.JobCancelled(1, [2, 3, 4, 7, 7, 99]),
     )
     assert [a.tasks for a in rig.join("a@p/1", 4)] == [[0, 1, 5, 6, 8, 9]]
-    rig.expect(fx.StopAttempts("a@p/1", [FIRST + 1]), after=ev.JobCancelled(1, [1, 2]))
+    rig.expect(
+        fx.RecordTrouble(1, 1, 0, 0, False, (), True),
+        fx.StopAttempts("a@p/1", [FIRST + 1]),
+        fx.AnnounceJob(1),
+        after=ev.JobCancelled(1, [1, 2]),
+    )
     rig.expect(after=ev.JobCancelled(1, [1]))
     rig.expect(
         result(1, 1, 5, TaskState.CANCELLED, FIRST + 1, "a@p/1"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kestrel.core import effects as fx
-from kestrel.core.jobs import QUEUED, REQUEUED, RUNNING, Attempt, Job, User
+from kestrel.core.jobs import CANCELLED, QUEUED, REQUEUED, RUNNING, Attempt, Job, User
 from kestrel.core.matching import Matching
 from kestrel.core.model import (
     AttemptId,
@@ -180,9 +180,9 @@ class Books:
 
     def trouble(self, job: Job, task: TaskIndex) -> None:
         """Have the task's counters stored."""
-        mark = job.mark(task)
+        m = job.mark(task)
         self.effects.append(
-            fx.RecordTrouble(job.id, task, mark.failures, mark.losses, mark.given_out, mark.counted)
+            fx.RecordTrouble(job.id, task, m.failures, m.losses, m.given_out, m.counted, m.cancelling)
         )
         self.touched[job] = None
 
@@ -219,6 +219,24 @@ class Books:
         job.mark(task).losses -= 1
         job.reruns -= 1
         self.trouble(job, task)
+
+    def cancel_waiting(self, job: Job, tasks: Iterable[TaskIndex]) -> None:
+        """These queued tasks get their results; cheapest in ascending order. One may be named twice."""
+        ranges: list[tuple[int, int]] = []
+        first = last = -1
+        for task in tasks:
+            if job.states[task] == CANCELLED:
+                continue
+            job.leave_queue(task, TaskState.CANCELLED)
+            job.marks.pop(task, None)
+            if task != last:
+                if first >= 0:
+                    ranges.append((first, last))
+                first = task
+            last = task + 1
+        if first >= 0:
+            ranges.append((first, last))
+        self.cancel_queued(job, ranges)
 
     def cancel_queued(self, job: Job, ranges: Sequence[tuple[int, int]]) -> None:
         """These ranges, whose bytes say CANCELLED already, get their results."""

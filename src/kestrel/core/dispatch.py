@@ -77,7 +77,10 @@ class Dispatch:
             if job.cancelled:
                 books.cancel_queued(job, job.cancel_queued())
                 job.marks = {task: mark for task, mark in job.marks.items() if task in job.running}
-            elif not job.terms.restart:
+                continue
+            unwanted = [t for t, mark in job.marks.items() if mark.cancelling and t not in job.running]
+            books.cancel_waiting(job, sorted(unwanted))
+            if not job.terms.restart:
                 self._set_aside_given_out(job)
 
     def _set_aside_given_out(self, job: Job) -> None:

@@ -34,7 +34,7 @@ class RecordResult(Struct, frozen=True, gc=False):
 
 
 class RecordTrouble(Struct, frozen=True, gc=False):
-    """A task failed and is tried again, or lost its worker: its counters now.
+    """A task failed and is tried again, lost its worker, or is being cancelled: its counters now.
 
     Also, of a task that must not run twice: it is being given to a worker (`given_out`), or is back
     unstarted. That is the one assignment that is stored, and before it is sent: a later life of the
@@ -48,6 +48,8 @@ class RecordTrouble(Struct, frozen=True, gc=False):
     given_out: bool = False
     counted: tuple[AttemptId, ...] = ()
     """As in `Trouble`."""
+    cancelling: bool = False
+    """As in `Trouble`: the wish is stored before the user is told that it was taken."""
 
 
 class RecordWorker(Struct, frozen=True, gc=False):

@@ -71,7 +71,7 @@ def _job_faults(books: Books, job: Job) -> Iterator[Fault]:
             yield Fault(f"{name}: task {task} has ended, but is marked", job.id, task)
         if mark.twins and task not in job.running:
             yield Fault(f"{name}: task {task} has twins, but does not run", job.id, task)
-        if mark.cancelling and task not in job.running:
+        if mark.cancelling and task not in job.running and not job.settling:
             yield Fault(f"{name}: task {task} is being cancelled, but does not run", job.id, task)
         if mark.losses >= books.settings.losses_max:
             yield Fault(f"{name}: task {task} is poison, but was not set aside", job.id, task)

@@ -183,6 +183,8 @@ class Trouble:
     with their worker's launcher, and probes that were blamed on the worker. The latest last, at most
     `COUNTED_MAX`. Reported again, after a restart too, they must change nothing. Attempts lost with their
     worker are not among them: a late result of theirs still counts."""
+    cancelling: bool = False
+    """A user has cancelled the task, and the worker that has it has not answered yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,8 @@ class Outcomes:
             books.tell(job.id, (task,), f"{end.name}, to be tried again", worker, attempt)
             if job.states[task] == RUNNING:
                 books.requeue(job, task, front=False)
+            elif not job.terms.restart:
+                books.give_out(job, task, False)  # it was in nobody's hand yet, after a restart
         elif end is AttemptEnd.LOST:
             job.mark(task).count(attempt)
             books.lose(job, task, attempt, worker, "the worker's launcher died", started=True)
@@ -349,28 +351,20 @@ class Outcomes:
     def cancel_tasks(self, job: Job, tasks: Sequence[TaskIndex]) -> None:
         """These tasks are not wanted: what waits ends now, what runs ends when its worker says so."""
         books = self.books
-        ranges: list[tuple[int, int]] = []
+        waiting: list[TaskIndex] = []
         stopping: list[Attempt] = []
-        first = last = -1
         for task in tasks:
             state = job.states[task] if 0 <= task < job.size else CANCELLED
             if state in (QUEUED, REQUEUED):
-                job.leave_queue(task, TaskState.CANCELLED)
-                job.marks.pop(task, None)
-                if task != last:
-                    if first >= 0:
-                        ranges.append((first, last))
-                    first = task
-                last = task + 1
+                waiting.append(task)
             elif state == RUNNING and not job.wants_cancel(task):
                 mark = job.mark(task)
                 mark.cancelling = True
+                books.trouble(job, task)
                 stopping.extend((job.running[task], *mark.twins))
-        if first >= 0:
-            ranges.append((first, last))
         if len(tasks) <= STORY_TASKS_MAX:
             books.tell(job.id, tuple(tasks), "cancelled by the user")
         else:
             books.tell(job.id, None, f"{len(tasks)} tasks were cancelled by the user")
-        books.cancel_queued(job, ranges)
+        books.cancel_waiting(job, waiting)
         books.stop(stopping)

@@ -158,7 +158,7 @@ class Scheduler:
                 mark = job.mark(task)
                 mark.failures, mark.losses = trouble.failures, trouble.losses
                 mark.given_out = trouble.given_out
-                mark.counted = tuple(trouble.counted)
+                mark.counted, mark.cancelling = tuple(trouble.counted), trouble.cancelling
         books.settling.restore(job, books.now)
         books.touched.pop(job, None)
         books.tell(job.id, None, "restored from the store")
