@@ -22,6 +22,8 @@ from kestrel.store.places import make_store
 
 CONFLICT = "conflict"
 """Code of the problem when another connection has taken our address."""
+FIRST_CONTACT_S_MAX = 15.0
+"""A database that was never reached for so long is taken for a wrong address, not for an outage."""
 AGAIN_S = 0.5
 """Before the next candidacy, where the last one ended with a problem that may pass."""
 SHORT_LIFE_S = 10.0
@@ -116,8 +118,11 @@ async def _one_candidacy(candidate: Candidate, states: States, stopped: asyncio.
     store = make_store(candidate.place, loop.call_soon_threadsafe, pool=candidate.settings.pool)
     service = ManagerService(candidate.make_stream, store, candidate.settings, candidate.lease)
     try:
-        if candidate.standby and not await _unless(stopped, service.stand_by(states.standby)):
-            return
+        if candidate.standby:
+            limit_s = None if states.settled else FIRST_CONTACT_S_MAX
+            waiting = service.stand_by(states.standby, first_contact_s_max=limit_s)
+            if not await _unless(stopped, waiting):
+                return
         if not await _unless(stopped, service.start()):
             return
         manager = service.manager

@@ -85,15 +85,19 @@ class ManagerService:
 
     # --- from waiting to acting ---------------------------------------------------------------------------
 
-    async def stand_by(self, on_waiting: Callable[[str], None] | None = None) -> None:
+    async def stand_by(
+        self, on_waiting: Callable[[str], None] | None = None, *, first_contact_s_max: float | None = None
+    ) -> None:
         """Return when the store is ours; `on_waiting` is told who has it, each time that this changes.
 
-        Raises `StoreError` when waiting cannot help. Call `stop` whatever happens.
+        Raises `StoreError` when waiting cannot help; also when a shared store was not reached at all for
+        `first_contact_s_max` (None: wait for ever), for then its address may be wrong. Call `stop` whatever
+        happens.
         """
         self._prepare()
         self._stood_by = True
         if isinstance(self._store, LeaseBook):
-            await self._lead(self._store, on_waiting, patient=True)
+            await self._lead(self._store, on_waiting, first_contact_s_max)
             return
         told = False
         while True:
@@ -117,7 +121,7 @@ class ManagerService:
         self._prepare()
         try:
             if isinstance(self._store, LeaseBook) and self._leadership is None:
-                await self._lead(self._store, None, patient=False)
+                await self._lead(self._store, None, 0.0, patient=False)
             await self._open()
             link = _StartingLink(self._begin)
             lapsed = None if self._leadership is None else self._leadership.lapsed
@@ -175,10 +179,16 @@ class ManagerService:
     # --- the lease ------------------------------------------------------------------------------------------
 
     async def _lead(
-        self, book: LeaseBook, on_waiting: Callable[[str], None] | None, *, patient: bool
+        self,
+        book: LeaseBook,
+        on_waiting: Callable[[str], None] | None,
+        first_contact_s_max: float | None,
+        *,
+        patient: bool = True,
     ) -> None:
         """Until the lease is ours; raises `StoreError` when it will not be."""
         loop = asyncio.get_running_loop()
+        began = loop.time()
         taken = self._taken = loop.create_future()
         leadership = self._leadership = Leadership(AsyncioClock(loop), book, self.holder, self._lease)
         seen: LeaseView | None = None
@@ -193,7 +203,8 @@ class ManagerService:
 
         def on_trouble(problem: StoreError) -> None:
             # A wrong address, another pool's database, a newer Kestrel's; or who may not wait cannot see.
-            if not problem.retry or (seen is None and not patient):
+            waited_in_vain = first_contact_s_max is not None and loop.time() - began >= first_contact_s_max
+            if not problem.retry or (seen is None and waited_in_vain):
                 fail(problem)
 
         def fail(problem: StoreError) -> None:
