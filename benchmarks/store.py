@@ -1,11 +1,13 @@
-"""How fast the SQLite store takes results in, and how fast a manager starts from a big one.
+"""How fast a store takes results in, and how fast a manager starts from a big one.
 
-Run: python benchmarks/store.py [--results N] [--open-results N]
+Run: python benchmarks/store.py [--results N] [--open-results N] [--postgres]
+
+SQLite, or with `--postgres` PostgreSQL: on a private server, which is as durable as Debian's.
 
 Results arrive in units of 100, as a manager commits them. The yardstick is `executemany` of the same rows
-(results and encoded reports) into a bare table by the same sqlite3 in this run, with a transaction for
-each unit and with one for as many units as the store has in flight; and all of it again while another
-thread keeps the interpreter busy, as a manager's event loop does.
+(results and encoded reports) into a bare table by the same sqlite3 in this run (by the same psycopg, and
+COPY as well), with a transaction for each unit and with one for as many units as the store has in flight;
+and all of it again while another thread keeps the interpreter busy, as a manager's event loop does.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import os
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
@@ -22,14 +26,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tools"))
+
 import msgspec
 
 from kestrel.core.effects import RecordResult
 from kestrel.core.model import JobTerms, TaskState
-from kestrel.ports import AddJob, AddTasks, CommitDone, CommitFailed, JobRecord, Read, ReadParams, Write
+from kestrel.ports import (
+    AddJob,
+    AddTasks,
+    CommitDone,
+    CommitFailed,
+    JobRecord,
+    Read,
+    ReadParams,
+    Store,
+    Write,
+)
 from kestrel.protocol import messages as m
-from kestrel.store import SqliteSettings, SqliteStore
 from kestrel.store.ends import task_result
+from kestrel.store.places import make_store
+from realpool.postgres import PrivatePostgres
 
 UNIT = 100
 EXTEND = 5_000
@@ -107,8 +124,35 @@ def raw(path: Path, writes: Sequence[RecordResult], rows_each: int, *, busy: boo
     return rate
 
 
+def raw_postgres(
+    dsn: str, writes: Sequence[RecordResult], rows_each: int, *, copy: bool, busy: bool = False
+) -> float:
+    """Rows a second of plain `executemany` or COPY, `rows_each` a transaction; rows are made in the loop."""
+    import psycopg
+
+    encode = msgspec.json.Encoder().encode
+    with psycopg.connect(dsn) as connection, connection.cursor() as cursor, busy_thread(busy):
+        cursor.execute("DROP TABLE IF EXISTS bare")
+        cursor.execute("CREATE TABLE bare (job int8, task int8, seq int8, state int2, body text)")
+        connection.commit()
+        begun = time.perf_counter()
+        for at in range(0, len(writes), rows_each):
+            rows = [
+                (w.job, w.task, w.seq, w.state.value, encode(task_result(w)).decode())
+                for w in writes[at : at + rows_each]
+            ]
+            if copy:
+                with cursor.copy("COPY bare FROM STDIN") as into:
+                    for row in rows:
+                        into.write_row(row)
+            else:
+                cursor.executemany("INSERT INTO bare VALUES (%s, %s, %s, %s, %s)", rows)
+            connection.commit()
+        return len(writes) / (time.perf_counter() - begun)
+
+
 async def drive(
-    store: SqliteStore, units: Sequence[tuple[Sequence[Write], Sequence[Read]]], in_flight: int = IN_FLIGHT
+    store: Store, units: Sequence[tuple[Sequence[Write], Sequence[Read]]], in_flight: int = IN_FLIGHT
 ) -> tuple[float, float]:
     """Commit the units, `in_flight` at a time → (seconds, longest time the event loop was held)."""
     ended = asyncio.get_running_loop().create_future()
@@ -146,20 +190,17 @@ async def drive(
     return took, held
 
 
-async def with_store(
-    path: Path, use: Callable[[SqliteStore], object], *, durable: bool = True
-) -> SqliteStore:
-    loop = asyncio.get_running_loop()
-    store = SqliteStore(path, loop.call_soon_threadsafe, durable=durable, settings=SqliteSettings())
+def opened(place: Path | str, *, durable: bool = True) -> Store:
+    """The store in this place; call it on the event loop."""
+    store = make_store(place, asyncio.get_running_loop().call_soon_threadsafe, durable=durable)
     store.open(lambda _: JobTerms("ann@pool"))
-    use(store)
     return store
 
 
 async def take_results(
-    path: Path, writes: Sequence[RecordResult], *, busy: bool = False, in_flight: int = IN_FLIGHT
+    place: Path | str, writes: Sequence[RecordResult], *, busy: bool = False, in_flight: int = IN_FLIGHT
 ) -> tuple[float, float]:
-    store = await with_store(path, lambda s: None)
+    store = opened(place)
     await drive(store, [([AddJob(record(1, len(writes)))], [])])
     units = [(writes[at : at + UNIT], ()) for at in range(0, len(writes), UNIT)]
     with busy_thread(busy):
@@ -168,9 +209,9 @@ async def take_results(
     return len(writes) / took, held
 
 
-async def submit(path: Path, count: int) -> tuple[float, float]:
+async def submit(place: Path | str, count: int) -> tuple[float, float]:
     """Store the parameters of a big job, then read them as dispatch does → (seconds, seconds)."""
-    store = await with_store(path, lambda s: None)
+    store = opened(place)
     await drive(store, [([AddJob(record(1, 0, is_open=True), [])], [])])
     adds = [
         ([AddTasks(1, at, [[f"file-{task}.dat"] for task in range(at, at + EXTEND)], False)], ())
@@ -183,9 +224,9 @@ async def submit(path: Path, count: int) -> tuple[float, float]:
     return took, read_took
 
 
-async def big_open(path: Path, finished: int, queued: int) -> float:
+async def big_open(place: Path | str, finished: int, queued: int) -> float:
     """Seconds to open a store with a job of so many finished and queued tasks."""
-    store = await with_store(path, lambda s: None, durable=False)
+    store = opened(place, durable=False)
     await drive(store, [([AddJob(record(1, finished + queued))], [])])
     writes = results(finished)
     await drive(store, [(writes[at : at + 1000], ()) for at in range(0, finished, 1000)])
@@ -198,6 +239,55 @@ async def big_open(path: Path, finished: int, queued: int) -> float:
     return took
 
 
+def on_sqlite(place: Path, writes: Sequence[RecordResult], busy_results: int) -> None:
+    """Results into files in this directory."""
+    for busy in (False, True):
+        yard = writes[:busy_results] if busy else writes
+        bare = raw(place / f"raw{busy}.db", yard, UNIT, busy=busy)
+        grouped = raw(place / f"grouped{busy}.db", yard, UNIT * IN_FLIGHT, busy=busy)
+        rate, held = asyncio.run(take_results(place / f"store{busy}.db", writes, busy=busy))
+        print(
+            f"{'busy interpreter' if busy else 'idle interpreter'}: store {rate:,.0f} results/s, "
+            f"raw executemany {bare:,.0f} rows/s, ratio {rate / bare:.2f} "
+            f"(raw in groups {grouped:,.0f}, ratio {rate / grouped:.2f}); "
+            f"event loop held at most {held * 1000:.1f} ms"
+        )
+    # A manager that waits for one unit before it commits the next pays for one fsync a unit.
+    rate, _ = asyncio.run(take_results(place / "one.db", writes[:50_000], in_flight=1))
+    print(f"one unit of {UNIT} in flight at a time: {rate:,.0f} results/s")
+
+
+def on_postgres(new_place: Callable[[], str], writes: Sequence[RecordResult], busy_results: int) -> None:
+    """Results into databases of a server; each place is an empty one."""
+    dsn = new_place()
+    for busy in (False, True):
+        yard = writes[:busy_results] if busy else writes[:50_000]
+        bare = raw_postgres(dsn, yard, UNIT, copy=False, busy=busy)
+        copied = raw_postgres(dsn, yard, UNIT, copy=True, busy=busy)
+        grouped = raw_postgres(dsn, yard, UNIT * IN_FLIGHT, copy=True, busy=busy)
+        rate, held = asyncio.run(take_results(new_place(), writes, busy=busy))
+        print(
+            f"{'busy interpreter' if busy else 'idle interpreter'}: store {rate:,.0f} results/s, "
+            f"raw executemany {bare:,.0f} rows/s, ratio {rate / bare:.2f}, "
+            f"raw COPY {copied:,.0f} rows/s, ratio {rate / copied:.2f} "
+            f"(raw COPY in groups {grouped:,.0f}, ratio {rate / grouped:.2f}); "
+            f"event loop held at most {held * 1000:.1f} ms"
+        )
+        # A manager that waits for one unit before it commits the next pays for one fsync a unit.
+        rate, _ = asyncio.run(take_results(new_place(), writes[:20_000], busy=busy, in_flight=1))
+        print(f"  one unit of {UNIT} in flight at a time: {rate:,.0f} results/s")
+
+
+def big_ones(new_place: Callable[[], Path | str], count: int) -> None:
+    """A big submission, and a big store that is opened."""
+    took, read_took = asyncio.run(submit(new_place(), count))
+    print(f"{count:,} parameters: stored in {took:.2f} s, read by {UNIT} in {read_took:.2f} s")
+    place = new_place()
+    took = asyncio.run(big_open(place, count, count // 10))
+    size = f" ({os.path.getsize(place) / 1e6:.0f} MB)" if isinstance(place, Path) else ""
+    print(f"open() of {count:,} finished + {count // 10:,} queued: {took:.2f} s{size}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--results", type=int, default=200_000)
@@ -205,38 +295,26 @@ def main() -> None:
         "--busy-results", type=int, default=3_000, help="for the yardstick beside a busy thread"
     )
     parser.add_argument("--open-results", type=int, default=1_000_000)
-    parser.add_argument("--dir", default=None, help="directory on the disk to be measured")
+    parser.add_argument("--dir", default=None, help="directory on the disk to be measured (SQLite)")
+    parser.add_argument("--postgres", action="store_true", help="PostgreSQL, on a private server")
     options = parser.parse_args()
+    writes = results(options.results)
+    gc.freeze()  # or the collector walks through the made-up results and holds the event loop
+    numbers = itertools.count(1)
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
+    if options.postgres:
+        with PrivatePostgres() as server:
+
+            def new_database() -> str:
+                return server.create_database(f"bench{next(numbers)}")
+
+            on_postgres(new_database, writes, options.busy_results)
+            big_ones(new_database, options.open_results)
+        return
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         place = Path(name)
-        writes = results(options.results)
-        gc.freeze()  # or the collector walks through the made-up results and holds the event loop
-        for busy in (False, True):
-            yard = writes[: options.busy_results] if busy else writes
-            bare = raw(place / f"raw{busy}.db", yard, UNIT, busy=busy)
-            grouped = raw(place / f"grouped{busy}.db", yard, UNIT * IN_FLIGHT, busy=busy)
-            rate, held = asyncio.run(take_results(place / f"store{busy}.db", writes, busy=busy))
-            print(
-                f"{'busy interpreter' if busy else 'idle interpreter'}: store {rate:,.0f} results/s, "
-                f"raw executemany {bare:,.0f} rows/s, ratio {rate / bare:.2f} "
-                f"(raw in groups {grouped:,.0f}, ratio {rate / grouped:.2f}); "
-                f"event loop held at most {held * 1000:.1f} ms"
-            )
-        # A manager that waits for one unit before it commits the next pays for one fsync a unit.
-        rate, _ = asyncio.run(take_results(place / "one.db", writes[:50_000], in_flight=1))
-        print(f"one unit of {UNIT} in flight at a time: {rate:,.0f} results/s")
-        took, read_took = asyncio.run(submit(place / "params.db", options.open_results))
-        print(
-            f"{options.open_results:,} parameters: stored in {took:.2f} s, "
-            f"read by {UNIT} in {read_took:.2f} s"
-        )
-        queued = options.open_results // 10
-        took = asyncio.run(big_open(place / "big.db", options.open_results, queued))
-        size_mb = os.path.getsize(place / "big.db") / 1e6
-        print(
-            f"open() of {options.open_results:,} finished + {queued:,} queued: "
-            f"{took:.2f} s ({size_mb:.0f} MB)"
-        )
+        on_sqlite(place, writes, options.busy_results)
+        big_ones(lambda: place / f"big{next(numbers)}.db", options.open_results)
 
 
 if __name__ == "__main__":
