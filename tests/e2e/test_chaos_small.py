@@ -1,4 +1,4 @@
-"""The chaos of `make chaos` in small: a few thousand tasks, a strike every second or two, and zeros at the end."""
+"""The chaos of `make chaos` in small: a few thousand tasks, a strike every two seconds, zeros at the end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from parts.need import need
-from realpool.postgres import postgres_program
+from parts.postgres import need_postgres
 
 CHAOS = Path(__file__).resolve().parents[2] / "benchmarks" / "chaos"
 LIMIT_S = 110
@@ -18,11 +17,11 @@ LIMIT_S = 110
 
 @pytest.mark.parametrize("store", ["postgres", "sqlite"])
 def test_nothing_is_lost_or_recorded_twice_while_everything_is_struck(store: str):
-    if store == "postgres" and postgres_program("initdb") is None:
-        need("initdb")
-    words = ["--tasks", "2000", "--jobs", "4", "--slow-every", "10", "--slow-s", "0.8", "--calm", "0"]
+    if store == "postgres":
+        need_postgres()
+    words = ["--tasks", "3000", "--jobs", "4", "--slow-every", "25", "--slow-s", "0.5", "--calm", "0"]
     words += ["--store", store, "--lease", "2s"] if store == "postgres" else ["--store", store]
-    words += ["--every", "1.2", "--long-stop", "3", "--workers", "4", "--limit", str(LIMIT_S - 20)]
+    words += ["--every", "1.8", "--long-stop", "3", "--workers", "4", "--limit", str(LIMIT_S - 20)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("KESTREL_")}
     done = subprocess.run(
         [sys.executable, str(CHAOS), *words],

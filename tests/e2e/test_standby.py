@@ -16,9 +16,10 @@ from kestrel.client import Client
 from kestrel.client.connect import connected
 from kestrel.protocol import messages as m
 from parts.need import need
+from parts.postgres import need_postgres
 from realpool.on_prosody import ProsodyPool
 from realpool.pool import UP, WAITS, PoolPlan, RealPool
-from realpool.postgres import PrivatePostgres, postgres_program
+from realpool.postgres import PrivatePostgres
 from realpool.processes import Process, until
 
 PATIENCE_S = 30.0
@@ -28,8 +29,7 @@ PLAN = PoolPlan(managers=2, workers=2, slots=2, lease=f"{LEASE_S:g}s")
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PrivatePostgres]:
-    if postgres_program("initdb") is None:
-        need("initdb")
+    need_postgres()
     with PrivatePostgres() as server:
         yield server
 
@@ -204,8 +204,7 @@ def test_submissions_in_flight_when_the_manager_is_killed_are_one_job_each(pool:
 
 
 def test_the_database_may_be_killed_and_come_back(tmp_path: Path):
-    if postgres_program("initdb") is None:
-        need("initdb")
+    need_postgres()
     with PrivatePostgres() as own, RealPool(tmp_path, PLAN, postgres=own) as pool:
         trial = Trial(pool)
         job = trial.submit("bag", 60, pause_s=0.2)

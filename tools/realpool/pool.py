@@ -109,9 +109,8 @@ class RealPool:
             return
         if self.postgres is None:
             self.postgres = PrivatePostgres()
-            self.postgres.create()
             self.postgres.start()
-        self.place = self.postgres.create_database(f"kestrel{self.port}")
+        self.place = self.postgres.database()
 
     def start_server(self) -> None:
         self.server.start()

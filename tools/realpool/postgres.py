@@ -1,33 +1,55 @@
-"""A private PostgreSQL server: own directory, free port, no password on loopback, ended by pid.
+"""A private PostgreSQL server: own directory, own free port on loopback, started, frozen and killed by pid.
 
-It runs as `nobody` when we are root, which it refuses to serve, and is as durable as by default (fsync
-on). Called by `realpool.pool` and by tests; the one thing it must never do is to touch a server that it
-did not start.
+It runs as `postgres` (else `nobody`) when we are root, which it refuses to serve. Called by
+`realpool.pool`, and by tests through `parts.postgres`; it must never touch a server that it did not start.
 """
 
 from __future__ import annotations
 
-import contextlib
-import glob
+import itertools
 import os
+import pwd
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from realpool.processes import Hung, send, state_of, tree, until
+from realpool.processes import state_of
 
-READY_S_MAX = 30.0
-END_S_MAX = 15.0
+READY_S_MAX = 60.0
+STOP_S_MAX = 20.0
+USER = "kestrel"
+PASSWORD = "not-a-secret"
 
+# Small and fast; whether it is durable is the maker's choice. No restart after a backend was killed would
+# hide what a crash does, so that stays as it is by default.
+CONFIG = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = ''
+max_connections = {connections}
+shared_buffers = 128MB
+fsync = {fsync}
+synchronous_commit = on
+full_page_writes = on
+wal_level = minimal
+max_wal_senders = 0
+max_wal_size = 4GB
+autovacuum_naptime = 5min
+log_min_messages = warning
+log_line_prefix = '%m [%p] '
+timezone = 'UTC'
+lc_messages = 'C'
+{extra}
+"""
 
-def postgres_program(name: str) -> str | None:
-    """Path of a program of PostgreSQL; Debian keeps most of them off the PATH."""
-    kept = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)
-    return kept[0] if kept else shutil.which(name)
+_databases = itertools.count(1)
 
 
 def free_port() -> int:
@@ -36,81 +58,89 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def postgres_programs() -> Path | None:
+    """Directory of the newest PostgreSQL's programs; Debian keeps them off the PATH."""
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"),
+        key=lambda p: int(re.sub(r"\D", "", p.parts[4]) or 0),
+    )
+    if found:
+        return found[-1].parent
+    path = shutil.which("postgres")
+    if path is not None and (Path(path).resolve().parent / "initdb").exists():
+        return Path(path).resolve().parent
+    return None
+
+
+def _other_user() -> dict[str, Any]:
+    """Arguments for `subprocess` to be somebody else than root."""
+    if os.geteuid() != 0:
+        return {}
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise AssertionError("neither a user postgres nor nobody, and PostgreSQL does not run as root")
+
+
 class PrivatePostgres:
-    """`with PrivatePostgres() as server: server.dsn("pool") …`"""
+    """`with PrivatePostgres() as server: server.database() …`.
 
-    def __init__(self, *options: str) -> None:
-        """`options`: settings of the server, as `name=value`."""
-        self.port = free_port()
-        self.directory = Path(tempfile.mkdtemp(prefix="kestrel-postgres-"))
-        self.stopped: list[int] = []
-        """Pids that are held by SIGSTOP."""
-        self._options = options
-        self._who: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            self._who = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+    `fsync` may be off where nothing is killed or measured.
+    """
+
+    def __init__(
+        self, *, fsync: bool = True, connections: int = 50, extra: str = "", place: str | None = None
+    ) -> None:
+        """Makes the cluster; `start` starts it."""
+        programs = postgres_programs()
+        assert programs is not None, "postgres is missing: apt-get install postgresql"
+        self._programs = programs
+        self._who = _other_user()
         self._process: subprocess.Popen[bytes] | None = None
-
-    def dsn(self, database: str = "postgres") -> str:
-        """For libpq."""
-        return f"postgresql://kestrel@127.0.0.1:{self.port}/{database}"
-
-    def create(self) -> None:
-        """Make the directory of an empty cluster."""
-        if self._who:
-            shutil.chown(self.directory, "nobody", "nogroup")
-        words = ["initdb", "-D", str(self.directory / "data"), "-U", "kestrel", "-A", "trust"]
-        self._call(*words, "-E", "UTF8", "--locale=C", "--no-sync")
-
-    def create_database(self, name: str) -> str:
-        """One more database; returns its DSN."""
-        self._call("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "kestrel", name)
-        return self.dsn(name)
-
-    def _call(self, program: str, *words: str) -> None:
-        path = postgres_program(program)
-        assert path is not None, f"{program} is missing: apt-get install postgresql"
-        done = subprocess.run(
-            [path, *words], cwd=self.directory, capture_output=True, text=True, check=False, **self._who
-        )
-        if done.returncode:
-            raise Hung(f"{program} failed ({done.returncode}): {done.stdout}{done.stderr}")
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.launch()
-        until(self.ready, "PostgreSQL answers", READY_S_MAX, seen=self.log)
-
-    def launch(self) -> None:
-        """Start it."""
-        program = postgres_program("postgres")
-        assert program is not None, "postgres is missing: apt-get install postgresql"
-        words = [program, "-D", str(self.directory / "data"), "-p", str(self.port), "-k", ""]
-        words += ["-c", "listen_addresses=127.0.0.1"]
-        for option in self._options:
-            words += ["-c", option]
-        with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                words,
-                cwd=self.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **self._who,
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="kestrel-postgres-", dir=place))
+        self.data = self.directory / "data"
+        try:
+            self._make(
+                CONFIG.format(port=self.port, fsync=str(fsync).lower(), connections=connections, extra=extra)
             )
+        except BaseException:
+            self.remove()
+            raise
 
-    def ready(self) -> bool:
-        """Whether it answers; a server that could not start is started again."""
-        if not self.running:  # e.g. a child of the one that was killed still had the shared memory
-            self.launch()
-            return False
-        program = postgres_program("pg_isready")
-        assert program is not None
-        words = [program, "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1"]
-        return subprocess.run(words, check=False).returncode == 0
+    def _make(self, config: str) -> None:
+        secret = self.directory / "secret"
+        secret.write_text(PASSWORD)
+        if self._who:
+            for path in (self.directory, secret):
+                os.chown(path, self._who["user"], self._who["group"])
+        self._run(
+            "initdb", "-D", str(self.data), "-U", USER, "-A", "scram-sha-256", f"--pwfile={secret}",
+            "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions",
+        )  # fmt: skip
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write(config)
+
+    def _run(self, program: str, *words: str) -> None:
+        done = subprocess.run(
+            [self._programs / program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory,
+            timeout=READY_S_MAX,
+            check=False,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            **self._who,
+        )
+        assert done.returncode == 0, f"{program} failed:\n{done.stdout.decode(errors='replace')}"
+
+    # --- what may be asked ----------------------------------------------------------------------------
 
     @property
     def pid(self) -> int:
+        """Of the postmaster."""
         assert self._process is not None
         return self._process.pid
 
@@ -118,67 +148,122 @@ class PrivatePostgres:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
     def log(self) -> str:
-        """The end of what it has logged."""
         path = self.directory / "log"
-        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+        return path.read_text(errors="replace") if path.exists() else ""
 
-    # --- what may happen to it ------------------------------------------------------------------------
+    def dsn(self, database: str = "postgres", *, user: str = USER, password: str = PASSWORD) -> str:
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
-    def kill(self) -> None:
-        """`kill -9` of the postmaster and all its children; returns when all are gone."""
+    def database(self) -> str:
+        """DSN of a new, empty database."""
+        name = f"test{next(_databases)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.dsn(name)
+
+    def execute(
+        self, statement: str, dsn: str = "", values: tuple[object, ...] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Run it in a session of its own → its rows."""
+        import psycopg
+
+        with psycopg.connect(dsn or self.dsn(), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    # --- life and death -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it, again too, and wait until it answers."""
+        assert self._process is None
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", "-D", str(self.data)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+                start_new_session=True,
+                **self._who,
+            )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
         assert self._process is not None
-        self.stopped = []
-        pids = tree(self._process.pid)
-        for pid in pids:
-            send(pid, signal.SIGKILL)
-        self._process.wait()
-        until(
-            lambda: not any(state_of(pid) not in ("", "Z") for pid in pids),
-            "all processes of PostgreSQL are gone",
-            END_S_MAX,
-        )
+        deadline = time.monotonic() + READY_S_MAX
+        pid_file = self.data / "postmaster.pid"
+        while True:
+            # The last line of postmaster.pid says it (pidfile.h: LOCK_FILE_LINE_PM_STATUS).
+            with suppress(OSError, IndexError):
+                lines = pid_file.read_text().splitlines()
+                if int(lines[0]) == self._process.pid and lines[7].strip() == "ready":
+                    return
+            assert self._process.poll() is None, f"PostgreSQL ended:\n{self.log[-3000:]}"
+            assert time.monotonic() < deadline, f"PostgreSQL does not answer:\n{self.log[-3000:]}"
+            time.sleep(0.01)
 
-    def hold(self) -> None:
-        """SIGSTOP for all of it."""
-        self.stopped = []
-        for pid in tree(self.pid):
-            send(pid, signal.SIGSTOP)
-            self.stopped.append(pid)
-
-    def go_on(self) -> None:
-        """SIGCONT for all that was held."""
-        for pid in reversed(self.stopped):
-            send(pid, signal.SIGCONT)
-        self.stopped = []
-
-    def restart(self) -> None:
-        """End it at once, cutting all connections in order (`fast`), and start it again."""
-        self.stop()
-        self.start()
-
-    def stop(self) -> None:
-        """End it (mode `fast`)."""
+    def stop(self, *, kill: bool = False) -> None:
+        """End it (fast shutdown: sessions are cut off); `kill`: all its processes, as a crash."""
         process, self._process = self._process, None
         if process is None:
             return
-        self.go_on()
-        send(process.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_S_MAX)
-            return
-        for pid in tree(process.pid):
-            send(pid, signal.SIGKILL)
-        process.wait()
+        children = self._children(process.pid)
+        if kill:
+            for pid in (process.pid, *children):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            for pid in (process.pid, *children):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        # Shared memory and port are free when the last child is gone.
+        deadline = time.monotonic() + STOP_S_MAX
+        while any(state_of(pid) not in ("", "Z", "X") for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """`kill -9` of the postmaster and all its children; returns when all are gone."""
+        self.stop(kill=True)
+
+    def restart(self, *, kill: bool = False) -> None:
+        self.stop(kill=kill)
+        self.start()
+
+    def hold(self) -> None:
+        """SIGSTOP for the postmaster and all that it has started."""
+        self._signal_all(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT for all of them."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for pid in (self.pid, *self._children(self.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    @staticmethod
+    def _children(pid: int) -> list[int]:
+        with suppress(OSError):
+            return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
 
     def remove(self) -> None:
-        """End it and remove its directory."""
+        """End it, and remove all that it wrote."""
+        if self._process is not None:
+            self.go_on()
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> PrivatePostgres:
         try:
-            self.create()
             self.start()
         except BaseException:
             self.remove()
