@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from parts.cutting import CuttingProxy
 from parts.pool import Cluster, eventually, kill
+from parts.postgres import need_postgres
+from realpool.postgres import PrivatePostgres
 
 PASSWORD = "geheim"
 
@@ -142,3 +145,26 @@ def test_a_password_is_never_shown_and_its_place_is_criticised(cluster: Cluster)
     assert "~/.pgpass" not in quiet.stderr
     assert "nohost.invalid" in json.loads(quiet.stdout)["error"]["text"]
     assert PASSWORD not in done.stderr + done.stdout + quiet.stderr + quiet.stdout
+
+
+def test_a_manager_that_is_cut_off_from_the_database_makes_room_for_its_heir(
+    cluster: Cluster, tmp_path: Path
+):
+    """It lives, and its connection to the XMPP server, too: it must not keep out who took over."""
+    need_postgres()
+    with PrivatePostgres() as postgres:
+        place = postgres.database()
+        with CuttingProxy(postgres.port) as proxy:
+            there = place.replace(str(postgres.port), str(proxy.port))
+            cut_off = cluster.manager("--store", there, "--lease", "1s")
+            assert cluster.next_state(cut_off)["state"] == "active"
+            worker = cluster.worker("one", "--slots", "1")
+            cluster.run("submit", "--", "echo >> runs.txt; while [ ! -e go ]; do sleep 0.05; done; :")
+            eventually((tmp_path / "runs.txt").exists, "the task runs")
+            heir = cluster.manager("--store", place, "--lease", "1s")
+            assert cluster.next_state(heir)["state"] == "standby"
+        assert cluster.next_state(heir)["state"] == "active"
+        (tmp_path / "go").touch()
+        assert cluster.run("wait", "1").returncode == 0
+        assert (tmp_path / "runs.txt").read_text() == "\n"
+        assert (cut_off.poll(), worker.poll()) == (None, None)

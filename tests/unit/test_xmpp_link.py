@@ -177,3 +177,12 @@ def test_the_end_of_a_connection_is_told():
     link.on_disconnected("why")
     assert recorder.told == [("down", "why")]
     assert link.address == ""
+
+
+def test_who_may_not_act_leaves_pings_unanswered_for_as_long_as_that():
+    link, _, take = linked()
+    ping = f"<iq from='{PEER}' to='{ME}' type='get' id='7'><ping xmlns='urn:xmpp:ping'/></iq>"
+    link.mute = lambda: True
+    assert take(ping)[1] == []
+    link.mute = lambda: False
+    assert [answer.get("type") for answer in take(ping)[1]] == ["result"]

@@ -64,6 +64,8 @@ class XmppLink:
         self._addressed: dict[str, str] = {}
         self.address = ""
         """Our full address while connected; empty otherwise."""
+        self.mute: Callable[[], bool] = lambda: False
+        """Whether pings stay unanswered now: we must not pass for alive, another may act in our place."""
         self._handlers: dict[str, Callable[[Stanza], None]] = {}
         for ns in (x.NS_CLIENT, x.NS_COMPONENT):
             self._handlers[f"{ns} message"] = self._on_message
@@ -228,6 +230,8 @@ class XmppLink:
         children = request.children
         ns, name = children[0][:2] if children else ("", "")
         match (ns, name):
+            case (x.NS_PING, "ping") if self.mute():
+                return
             case (x.NS_PING, "ping"):
                 payload = ""
             case (x.NS_DISCO_INFO, "query"):
