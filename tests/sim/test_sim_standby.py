@@ -149,3 +149,13 @@ def test_a_manager_that_loses_only_the_xmpp_server_keeps_its_lease_and_goes_on()
     change.world.run_until(20.0)
     assert change.other.manager is None
     change.judge()
+
+
+def test_a_manager_that_is_cut_off_from_the_database_for_long_lets_its_address_go() -> None:
+    """Some servers let nobody else in while the former manager is still connected."""
+    change = Change()
+    change.world.network.exclusive.add(change.active.address)
+    change.at(6, lambda: setattr(change.active.way, "cut", True))
+    change.world.run_until(6.0)
+    assert 10.0 < change.when_other_acts(change.other) < 25.0
+    change.judge()

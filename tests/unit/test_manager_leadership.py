@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kestrel.errors import InternalError, UsageError
-from kestrel.manager.leadership import LeaseSettings
+from kestrel.errors import InternalError, StoreError, UsageError
+from kestrel.manager.leadership import Leadership, LeaseSettings
 from kestrel.ports import FENCED
 from kestrel.sim.clock import Timeline
 from parts.leases import Candidate, Row, pass_time
@@ -249,3 +249,33 @@ def test_settings_that_cannot_work_are_refused():
             LeaseSettings(**wrong)
     with pytest.raises(UsageError):
         LeaseSettings.of(0.0)
+
+
+def test_a_lease_that_cannot_be_renewed_for_long_is_given_up_where_somebody_else_may_take_it(pool: Pool):
+    candidate = Candidate(pool.timeline, Row(), "third", LEASE)
+    candidate.leadership = Leadership(candidate.clock, candidate.line, "third", LEASE, patience_s=3.0)
+    lost: list[StoreError] = []
+    candidate.leadership.on_lost = lost.append
+    candidate.leadership.stand_by()
+    pool.run(2)
+    candidate.line.broken = True
+    pool.run(LEASE.lease_s + 1)
+    assert candidate.leadership.lapsed()
+    assert not lost
+    pool.run(3)
+    assert [problem.retry for problem in lost] == [True]
+    asked = len(candidate.line.asked)
+    candidate.line.broken = False
+    pool.run(10)
+    assert len(candidate.line.asked) == asked
+    assert candidate.leadership.lapsed()
+
+
+def test_a_lease_that_cannot_be_renewed_is_kept_by_who_would_not_stand_by_again(pool: Pool):
+    pool.second.leadership.close()
+    pool.first.line.broken = True
+    pool.run(600)
+    assert pool.first.leadership.lapsed()
+    pool.first.line.broken = False
+    pool.run(1)
+    assert pool.first.acts()

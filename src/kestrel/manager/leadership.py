@@ -75,8 +75,16 @@ class Leadership:
     """One candidacy for the lease of a pool: `stand_by` first, `release` or `close` last."""
 
     def __init__(
-        self, clock: Clock, book: LeaseBook, holder: str, settings: LeaseSettings | None = None
+        self,
+        clock: Clock,
+        book: LeaseBook,
+        holder: str,
+        settings: LeaseSettings | None = None,
+        *,
+        patience_s: float | None = None,
     ) -> None:
+        """`patience_s`: so long after it lapsed a lease that cannot be renewed is given up, so that its owner
+        lets go of what a successor needs, such as its address; None: never."""
         self.settings = settings or LeaseSettings()
         self.holder = holder
         self.epoch = 0
@@ -84,13 +92,14 @@ class Leadership:
         self.on_taken: Callable[[int], None] | None = None
         """The lease is ours, with this epoch."""
         self.on_lost: Callable[[StoreError], None] | None = None
-        """It was ours, and is another one's; told once."""
+        """It was ours, and is another one's (code `FENCED`), or was given up; told once."""
         self.on_renewed: Callable[[], None] | None = None
         """It is still ours, and we may act (again)."""
         self.on_view: Callable[[LeaseView], None] | None = None
         """What every look of who stands by shows."""
         self.on_trouble: Callable[[StoreError], None] | None = None
         """A question was not answered; it is put again."""
+        self._patience_s = patience_s
         self._clock = clock
         self._book = book
         self._state = _State.IDLE
@@ -246,6 +255,9 @@ class Leadership:
         if self._state is not _State.HOLDING:
             return
         if isinstance(answer, StoreError):
+            if self._patience_s is not None and self._clock.now() - self._acts_until >= self._patience_s:
+                self._give_up(answer)
+                return
             self._timer = self._clock.call_later(self.settings.poll_s, self._renew)
             self._trouble("lease_not_renewed", answer)
         elif answer:
@@ -259,6 +271,18 @@ class Leadership:
             log.warning("lease_lost", extra={"epoch": self.epoch, "holder": self.holder})
             if self.on_lost is not None:
                 self.on_lost(replaced())
+
+    def _give_up(self, problem: StoreError) -> None:
+        self._end(_State.LOST)
+        log.warning("lease_given_up", extra={"epoch": self.epoch, "problem": problem.text})
+        if self.on_lost is not None:
+            self.on_lost(
+                StoreError(
+                    f"the lease could not be renewed for too long: {problem.text}",
+                    hint="nothing is lost: who can reach the database goes on with what is stored",
+                    retry=True,
+                )
+            )
 
     # --- the end ------------------------------------------------------------------------------------------
 

@@ -128,6 +128,8 @@ class ManagerService:
             clock = AsyncioClock(asyncio.get_running_loop())
             manager = Manager(clock, link, self._store, self._settings, lapsed=lapsed)
             manager.on_failed = self._on_failed
+            if lapsed is not None:
+                link.mute = lapsed  # so that a server that doubts lets in who took over
             link.deliver_to(manager)
             self.manager = manager
             stream = self._stream = self._make_stream(link)
@@ -190,7 +192,10 @@ class ManagerService:
         loop = asyncio.get_running_loop()
         began = loop.time()
         taken = self._taken = loop.create_future()
-        leadership = self._leadership = Leadership(AsyncioClock(loop), book, self.holder, self._lease)
+        patience_s = self._lease.lease_s if patient else None  # who may not stand by again keeps its place
+        leadership = self._leadership = Leadership(
+            AsyncioClock(loop), book, self.holder, self._lease, patience_s=patience_s
+        )
         seen: LeaseView | None = None
 
         def on_view(view: LeaseView) -> None:

@@ -145,7 +145,9 @@ class ManagerHost(Node):
             return
         self.book = book = self._shells.book(self.disk, self.clock, self.way)
         book.on_taken = lambda epoch, seen: self.on_taken(self, epoch, seen)
-        self.leadership = leadership = self._shells.leadership(self.clock, book, self.name, self._lease)
+        self.leadership = leadership = self._shells.leadership(
+            self.clock, book, self.name, self._lease, patience_s=self._lease.lease_s
+        )
         leadership.on_taken = self._taken
         leadership.on_lost = self._lost
         leadership.on_renewed = self._renewed
@@ -191,6 +193,7 @@ class ManagerHost(Node):
         manager.on_failed = self._failed
         self.link.attach(manager)
         self.link.on_first_up = lambda: self._begin(manager, content)
+        self.link.on_conflict = self.hand_over
         self.link.connect()
         self.clock.call_later(TAKE_OVER_S_MAX, self._give_up)
 

@@ -10,8 +10,9 @@ Modelled, as XMPP has it:
 * a stream that breaks loses its end, never its middle; each side notices in its own time (`break_session`);
 * who was sent directed presence learns when a session ends, but for addresses in `untold`: some servers
   (Prosody) say nothing of a component that goes; messages to somebody who is not there bounce;
-* an address that is bound again ends the older session and tells it (`conflict`); or, for addresses in
-  `exclusive`, the newcomer is turned away as long as the server believes that the older one lives;
+* an address that is bound again ends the older session and tells it (conflict), which is final for a
+  manager, as in production: it stands by again; or, for addresses in `exclusive`, the newcomer is turned
+  away as long as the server believes that the older one lives;
 * silence: nothing moves, nobody is told, nothing is lost yet (`stall`), for any set of nodes at once; a node
   that is silent cannot connect anew either;
 * a server that restarts, and knows nobody then; delays of a hop, and spikes that hold up a whole stream;
@@ -33,6 +34,8 @@ from random import Random
 from kestrel.ports import Show, TransportEvents
 from kestrel.sim.clock import ProcessClock, Timeline, Timer
 from kestrel.sim.trace import Trace
+
+CONFLICT = "conflict: bound again"
 
 
 class Kind(Enum):
@@ -162,6 +165,8 @@ class Link:
         """While set, every attempt to connect fails."""
         self.on_first_up: Callable[[], None] | None = None
         """Called once, before the owner hears that it is connected."""
+        self.on_conflict: Callable[[], None] | None = None
+        """Called when somebody else has bound our address, instead of connecting again."""
         self._network = network
         self._events: TransportEvents | None = None
         self._closed = False
@@ -220,6 +225,9 @@ class Link:
         network = self._network
         network.note("down", self.address, reason)
         self._tell(lambda events: events.on_down(reason))
+        if reason == CONFLICT and self.on_conflict is not None:
+            self.clock.deliver(self.on_conflict)
+            return
         self.clock.call_later(network.random.uniform(0.1, network.settings.reconnect_s), self.connect)
 
     def close(self) -> None:
@@ -316,9 +324,9 @@ class Network:
         old = self._sessions.get(link.address)
         if old is not None:
             silent = old.stalled
-            self._end(old, "conflict: bound again")
+            self._end(old, CONFLICT)
             if not silent:
-                self._tell_lost(old, self.random.uniform(0.0, 0.1), "conflict")
+                self._tell_lost(old, self.random.uniform(0.0, 0.1), CONFLICT)
         session = Session(self, link)
         self._sessions[link.address] = session
         return session
