@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from kestrel.cli.options import json_option
-from kestrel.cli.output import Output, plain
+from kestrel.cli.output import TIME_FIELDS, Output, iso_time, plain
 from kestrel.config import data_home, pool_access_path
 from kestrel.errors import EnvironmentProblem, StoreError
 
@@ -158,7 +158,9 @@ def _chunks(place: str, job: int | None) -> Iterator[bytes]:
     try:
         lines = bytearray()
         for record in exported(archive, job):
-            lines += encode(plain(record)) + b"\n"
+            for name in TIME_FIELDS & record.keys():
+                record[name] = iso_time(record[name]) or None
+            lines += encode(record) + b"\n"
             if len(lines) >= LINES_AT_ONCE_BYTES:
                 yield bytes(lines)
                 lines.clear()

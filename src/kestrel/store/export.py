@@ -20,7 +20,10 @@ RESULT_FIELDS = m.TaskResult.__struct_fields__
 
 
 def exported(archive: Archive, job: JobId | None = None) -> Iterator[dict[str, Any]]:
-    """Records of all jobs, or of one; raises `UsageError` if there is no such job."""
+    """Records of all jobs, or of one, as JSON knows them; times are Unix time.
+
+    Raises `UsageError` if there is no such job.
+    """
     found = False
     for record in archive.jobs():
         if job is not None and record.job != job:
@@ -40,13 +43,13 @@ def _job(record: JobRecord) -> dict[str, Any]:
         "job": record.job,
         "user": record.user,
         "submission": record.submission,
-        "state": record.state,
+        "state": record.state.value,
         "size": record.size,
         "open": record.open,
         "submitted": record.submitted,
         "finished": record.finished,
         "last": record.last,
-        "counts": record.counts,
+        "counts": {name: getattr(record.counts, name) for name in m.TaskCounts.__struct_fields__},
         "reruns": record.reruns,
         "specification": _specification(record.message),
     }
