@@ -6,7 +6,7 @@ from random import Random
 
 from kestrel.ports import Show
 from kestrel.sim.clock import ProcessClock, Timeline
-from kestrel.sim.network import Link, Network
+from kestrel.sim.network import CONFLICT, Link, Network
 from kestrel.sim.trace import Trace
 
 
@@ -99,6 +99,22 @@ def test_a_suspended_process_is_called_when_it_goes_on_and_a_dead_one_never() ->
     while timeline.step():
         pass
     assert called == ["later", "slept", "too"]
+
+
+def test_a_process_that_slept_does_not_know_that_time_passed() -> None:
+    timeline = Timeline()
+    clock = ProcessClock(timeline, origin=100.0)
+    called: list[tuple[str, float]] = []
+    clock.call_later(2.0, lambda: called.append(("soon", timeline.now)))
+    clock.call_later(50.0, lambda: called.append(("later", timeline.now)))
+    timeline.call_later(1.0, lambda: clock.suspend(asleep=True))
+    timeline.call_later(10.0, lambda: clock.deliver(lambda: called.append(("message", timeline.now))))
+    timeline.call_later(21.0, clock.resume)
+    timeline.call_later(21.5, lambda: called.append(("clock", clock.now() - 100.0)))
+    while timeline.step():
+        pass
+    assert called == [("message", 21.0), ("clock", 1.5), ("soon", 22.0), ("later", 70.0)]
+    assert clock.wall() - 1_700_000_000.0 == timeline.now
 
 
 def test_clocks_of_different_processes_differ_and_walls_jump() -> None:
@@ -206,7 +222,7 @@ def test_binding_an_address_again_ends_the_old_session() -> None:
     rig.network.stall(a, True)
     rig.join("a@x/1")
     rig.run(1)
-    assert rig.heard("b@x/1")[-1] == ("unavailable", "a@x/1", "conflict: bound again")
+    assert rig.heard("b@x/1")[-1] == ("unavailable", "a@x/1", CONFLICT)
 
 
 def test_a_bare_address_reaches_a_session_of_it() -> None:
@@ -214,3 +230,53 @@ def test_a_bare_address_reaches_a_session_of_it() -> None:
     a.send("b@x", b"{}")
     rig.run(1)
     assert rig.heard("b@x/1") == [("message", "a@x/1", b"{}")]
+
+
+def test_an_exclusive_address_is_refused_while_its_owner_seems_to_live() -> None:
+    rig, a, _ = pair()
+    rig.network.exclusive.add("a@x/1")
+    second = rig.join("a@x/1")
+    rig.run(5)
+    assert not second.up
+    assert a.up
+    a.close()
+    rig.run(5)
+    assert second.up
+
+
+def test_who_is_replaced_is_told_and_may_take_it_as_final() -> None:
+    rig, a, _ = pair()
+    final: list[str] = []
+    a.on_conflict = lambda: final.append("conflict")
+    rig.join("a@x/1")
+    rig.run(10)
+    assert final == ["conflict"]
+    assert not a.up
+
+
+def test_a_server_that_tells_nobody_of_a_component_that_goes_still_bounces_messages_to_it() -> None:
+    rig, a, b = pair()
+    rig.network.untold.add("a@x/1")
+    a.announce("b@x/1", Show.CHAT, "")
+    rig.run(1)
+    rig.heard("b@x/1")
+    a.close()
+    rig.run(1)
+    assert rig.heard("b@x/1") == []
+    b.send("a@x/1", b"{}")
+    rig.run(1)
+    assert rig.heard("b@x/1") == [("unavailable", "a@x/1", "service-unavailable")]
+
+
+def test_a_node_without_power_is_missed_when_the_server_finds_out() -> None:
+    rig, a, _ = pair()
+    a.announce("b@x/1", Show.CHAT, "")
+    rig.run(1)
+    rig.heard("b@x/1")
+    a.clock.kill()
+    assert a.session is not None
+    rig.network.forget(a.session, 7.0)
+    rig.run(6.5)
+    assert rig.heard("b@x/1") == []
+    rig.run(1)
+    assert rig.heard("b@x/1") == [("unavailable", "a@x/1", "no sign of life")]
