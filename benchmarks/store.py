@@ -304,12 +304,8 @@ def main() -> None:
     print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
     if options.postgres:
         with PrivatePostgres() as server:
-
-            def new_database() -> str:
-                return server.create_database(f"bench{next(numbers)}")
-
-            on_postgres(new_database, writes, options.busy_results)
-            big_ones(new_database, options.open_results)
+            on_postgres(server.database, writes, options.busy_results)
+            big_ones(server.database, options.open_results)
         return
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         place = Path(name)

@@ -100,8 +100,11 @@ def end_sessions(server: Postgres, place: str, work: str = "%") -> None:
     )
 
 
-def test_a_session_that_the_server_ends_is_made_anew(server: Postgres, manager: Make) -> None:
+def test_a_session_that_the_server_ends_is_made_anew_and_nobody_notices(
+    server: Postgres, manager: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     place = server.database()
+    caplog.set_level("INFO")
     one = manager(place)
     one.open()
     one.keep(job(size=50))
@@ -109,7 +112,9 @@ def test_a_session_that_the_server_ends_is_made_anew(server: Postgres, manager: 
         if task % 10 == 5:
             end_sessions(server, place)
         one.keep(result(task, task + 1))
-    assert one.failures, "nothing was cut"
+    messages = [record.message for record in caplog.records]
+    assert messages.count("store_connection_lost") == messages.count("store_connected_again") == 5
+    assert one.failures == []
     assert len(one.read(ReadResults(1, 0, 99))) == 50
     assert one.look().epoch == 1
 
@@ -126,7 +131,6 @@ def test_a_commit_whose_answer_is_lost_is_stored_once(
         proxy.cut_at(b"COMMIT", answered=answered)
         done = one.keep(job(2), result(0, 1, number=1), reads=(ReadResults(1, 0, 9),))
         assert proxy.cut.is_set()
-        assert one.failures
         assert done.duplicates == 0
         assert ends(done.answers[0]) == [(1, 0, "COMPLETED")]
         one.store.close()

@@ -203,7 +203,7 @@ class Keeper:
     def _take(self, session: Session, seen: LeaseView, holder: str) -> int | None:
         if not holder:
             raise InternalError("a lease was to be taken by nobody")
-        session.send("BEGIN")
+        session.send("BEGIN ISOLATION LEVEL READ COMMITTED")
         rows = session.ask(_TAKE, (to_text(holder), session.pid, session.since, seen.epoch, seen.beat))
         if not rows:
             session.undo()

@@ -172,7 +172,7 @@ def make_ready(
     version = check_owner(session, place, pool, len(migrations))
     if version:
         return version
-    session.send("BEGIN")
+    session.send("BEGIN ISOLATION LEVEL READ COMMITTED")
     session.send("SELECT pg_advisory_xact_lock(%s)", (CREATION_LOCK,))
     try:
         version = check_owner(session, place, pool, len(migrations))

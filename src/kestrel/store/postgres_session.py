@@ -188,6 +188,11 @@ class Session:
                 ("tcp_keepalives_count", KEEPALIVE_COUNT),
             ):
                 self.send("SELECT set_config(%s, %s, false)", (name, str(value)))
+            # Bounds for the sessions of people, set for a role or a server. Ours are kept by this side.
+            self.send(
+                "SELECT set_config(name, '0', false) FROM pg_settings"
+                " WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_session_timeout')"
+            )
             self.send(
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') = 'off'"

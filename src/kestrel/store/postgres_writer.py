@@ -68,6 +68,8 @@ class Writer:
         self._params: PostgresParams
         self._reader: Reader
         self._problem: StoreError | None = None
+        self._committing = False
+        """Whether a COMMIT was sent whose answer is not known."""
         self._end: StoreError | None = None
         """Another manager has taken over, for good."""
         self._pause_s = settings.reconnect_s
@@ -122,18 +124,20 @@ class Writer:
             self._session.close()
             self._session = None
 
-    def _reconnect(self) -> None:
+    def _reconnect(self) -> bool:
+        """Whether units can be stored again."""
         try:
             self.connect()
         except StoreError as problem:
             self._out_of_order(problem)
-            return
+            return False
         except psycopg.Error as problem:
             self._out_of_order(self._address.explain(problem))
-            return
+            return False
         log.info("store_connected_again", extra={"place": self._address.place})
         self._problem = None
         self._pause_s = self._settings.reconnect_s
+        return True
 
     def _out_of_order(self, told: StoreError) -> None:
         """From now on units are refused, until a connection is made again."""
@@ -151,8 +155,16 @@ class Writer:
     # --- transactions ---------------------------------------------------------------------------------
 
     def store(self, units: Sequence[Unit]) -> list[CommitDone | CommitFailed]:
-        """One transaction for all; if that fails, one for each, so that only the guilty fail."""
+        """One transaction for all; if that fails, one for each, so that only the guilty fail.
+
+        A connection that turns out to be broken, as after a restart of the server in a quiet hour, is made
+        anew at once, and the units are tried again, unless some may have been stored unrecognisably.
+        """
+        worked = self._session is not None
         outcome = self._attempt(units)
+        broke = worked and self._session is None
+        if broke and (not self._committing or all(u.number for u in units)) and self._reconnect():
+            outcome = self._attempt(units)
         if not isinstance(outcome, CommitFailed):
             return outcome
         if len(units) == 1 or self._end is not None:
@@ -212,6 +224,7 @@ class Writer:
             session.flush()  # who was replaced is told that, and nothing else
             raise
         writes = any(unit.writes and is_fresh for unit, is_fresh in zip(units, fresh, strict=True))
+        self._committing = False
         self._begin(session, stored if writes else None)
         self._jobs.load(_jobs_of(units))
         transaction = Transaction(session, self._params, self._jobs, self._wall)
@@ -224,6 +237,7 @@ class Writer:
             answers.append([self._reader.answer(read) for read in unit.reads])
         if writes:
             transaction.finish()
+        self._committing = writes
         session.send("COMMIT")
         session.flush()
         self._stored = stored
@@ -237,7 +251,7 @@ class Writer:
             session.send("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             session.send("SELECT 1 FROM kestrel_meta WHERE epoch = %s", (self._epoch,), self._refuse_fenced)
             return
-        session.send("BEGIN")
+        session.send("BEGIN ISOLATION LEVEL READ COMMITTED")
         session.send(
             "UPDATE kestrel_meta SET unit = %s WHERE epoch = %s",
             (unit, self._epoch),
