@@ -58,20 +58,30 @@ class Maker:
 
     make: Callable[[Loop, Path, str], Store]
     """Two that are made in one directory are the same store."""
+    place: Callable[[Path], str] = str
+    """What `kestrel.store.places` calls the one of this directory."""
     lasting: bool = True
     """What one object has stored is there for another one."""
     shared: bool = False
     """Two managers may reach it: it is a `LeaseBook`, too, and who takes the lease fences the other."""
 
 
+def sqlite_place(path: Path) -> str:
+    return str(path / "store.db")
+
+
+def postgres_place(path: Path) -> str:
+    return parts.postgres.shared().place(path)
+
+
 def sqlite(loop: Loop, path: Path, pool: str, *, durable: bool = True) -> Store:
     quick = SqliteSettings(lock_wait_s=0.05)
-    place = path / "store.db"
+    place = sqlite_place(path)
     return SqliteStore(place, loop.calls.put, pool=pool, durable=durable, settings=quick, wall=loop.wall)
 
 
 def postgres(loop: Loop, path: Path, pool: str) -> Store:
-    place = parts.postgres.shared().place(path)
+    place = postgres_place(path)
     from kestrel.store.postgres import PostgresStore
 
     return PostgresStore(place, loop.calls.put, pool=pool, wall=loop.wall)
@@ -79,9 +89,11 @@ def postgres(loop: Loop, path: Path, pool: str) -> Store:
 
 MAKERS: dict[str, Maker] = {
     "memory": Maker(lambda loop, _, __: MemoryStore(loop), lasting=False),
-    "sqlite": Maker(sqlite),
-    "sqlite-not-durable": Maker(lambda loop, path, pool: sqlite(loop, path, pool, durable=False)),
-    "postgres": Maker(postgres, shared=True),
+    "sqlite": Maker(sqlite, sqlite_place),
+    "sqlite-not-durable": Maker(
+        lambda loop, path, pool: sqlite(loop, path, pool, durable=False), sqlite_place
+    ),
+    "postgres": Maker(postgres, postgres_place, shared=True),
 }
 LASTING = [name for name, maker in MAKERS.items() if maker.lasting]
 
