@@ -16,7 +16,7 @@ from types import ModuleType
 from kestrel.errors import UsageError
 from kestrel.ports import Store
 from kestrel.store.archive import Archive
-from kestrel.store.sqlite import SqliteStore
+from kestrel.store.sqlite import SqliteSettings, SqliteStore
 
 DATABASE_PREFIXES = ("postgresql://", "postgres://")
 
@@ -41,7 +41,9 @@ def make_store(
     if is_database(place):
         store: Store = _postgres("postgres").PostgresStore(str(place), post, pool=pool)
         return store
-    return SqliteStore(file_of(place), post, pool=pool, durable=durable)
+    # What need not last is scratch of a run that is going on: nothing else is to be kept room for.
+    settings = SqliteSettings() if durable else SqliteSettings(reserve_bytes=0)
+    return SqliteStore(file_of(place), post, pool=pool, durable=durable, settings=settings)
 
 
 def open_archive(place: str | os.PathLike[str]) -> Archive:
