@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from kestrel.sim.world import run_seed
 
 SEED = "11"
+STANDBYS = "4"
+"""A seed whose managers stand by for each other."""
 
 
 def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -22,10 +26,13 @@ def simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProce
     )
 
 
-def test_the_log_does_not_depend_on_the_hash_seed() -> None:
-    runs = [simulate("--seed", SEED, "--digest", hash_seed=h) for h in ("1", "2")]
+@pytest.mark.parametrize("seed", [SEED, STANDBYS])
+def test_the_log_does_not_depend_on_the_hash_seed(seed: str) -> None:
+    runs = [simulate("--seed", seed, "--digest", hash_seed=h) for h in ("1", "2")]
     digests = [run.stdout.splitlines()[0] for run in runs]
-    assert digests[0] == digests[1] == run_seed(int(SEED)).world.trace.digest()
+    world = run_seed(int(seed)).world
+    assert digests[0] == digests[1] == world.trace.digest()
+    assert (len(world.managers) > 1) == (seed == STANDBYS)
 
 
 def test_other_seeds_are_other_histories() -> None:
