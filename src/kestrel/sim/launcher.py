@@ -20,6 +20,8 @@ from kestrel.sim.scripts import NOT_FOUND, Behaviour, Scripts
 from kestrel.sim.trace import Trace
 
 UNSTARTED_S = 0.2
+SLOW_S_MAX = 60.0
+"""No process takes so much longer on a slow machine, or histories would never end."""
 BAD_S = 0.01
 BAD_CODE = 71
 """How processes end on a machine that fails everything."""
@@ -142,7 +144,8 @@ class SimLauncher:
         if bad:
             behaviour = Behaviour(BAD_S, (BAD_CODE,))
         elif self._health.slowness != 1.0:
-            behaviour = replace(behaviour, seconds=behaviour.seconds * self._health.slowness)
+            extra_s = min(behaviour.seconds * (self._health.slowness - 1.0), SLOW_S_MAX)
+            behaviour = replace(behaviour, seconds=behaviour.seconds + extra_s)
         ledger = self._m.ledger
         earlier = [r for r in ledger.by_task[(name, index)] if r.end is RunEnd.EXITED and not r.bad]
         code = behaviour.exit_code(len(earlier))
