@@ -11,6 +11,7 @@ from core_rig import FIRST, Rig, ended, joined
 
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
+from kestrel.core.books import Books
 from kestrel.core.model import (
     AttemptEnd,
     AttemptOutcome,
@@ -20,6 +21,8 @@ from kestrel.core.model import (
     JobTerms,
     TaskState,
 )
+from kestrel.core.quarantine import Row
+from kestrel.errors import InternalError
 
 BAD, GOOD = "bad@p/1", "good@p/1"
 FAILED, COMPLETED = AttemptEnd.FAILED, AttemptEnd.COMPLETED
@@ -551,3 +554,60 @@ def test_a_machine_that_mends_itself_works_again_after_a_probe() -> None:
     view = rig.scheduler.workers()[BAD]
     assert not view.quarantined
     assert view.completed > 20
+
+
+def test_many_workers_in_quarantine_have_their_probes_in_turn() -> None:
+    """However many wait for a probe, an event looks at a few."""
+    bad = {f"bad@p/{n}": broken(0.001) for n in range(9)}
+    workers = bad | {f"good@p/{n}": fine(1.0) for n in range(9)}
+    rig, ever, _ = run_bag(workers, 3000, retries=20)
+    assert ever == set(bad)
+    assert rig.scheduler.counts(1) == JobCounts(completed=3000)
+    probed = [view.failed for name, view in rig.scheduler.workers().items() if name in bad]
+    assert min(probed) >= 5 + 2, "everybody had several probes"
+
+
+# --- the check of the state: one planted fault per kind -----------------------------------------------------
+
+
+def _unlisted(books: Books) -> None:
+    books.quarantine.barred.clear()
+
+
+def _no_place(books: Books) -> None:
+    books.quarantine.paroles.discard(books.pool.workers[BAD])
+
+
+def _two_places(books: Books) -> None:
+    books.quarantine.ready[books.pool.workers[BAD]] = None
+
+
+def _unproven(books: Books) -> None:
+    books.quarantine.barred[books.pool.workers[BAD]].proven = False
+
+
+def _wrong_suspect(books: Books) -> None:
+    books.jobs[1].suspects[books.pool.workers[GOOD]] = None
+
+
+def _wrong_line(books: Books) -> None:
+    books.quarantine.asking[books.pool.workers[GOOD]] = None
+
+
+def _empty_row(books: Books) -> None:
+    books.pool.workers[GOOD].rows[1] = Row(0, 0)
+
+
+def _open(books: Books) -> None:
+    books.pool.workers[BAD].bar = None
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [_unlisted, _no_place, _two_places, _unproven, _wrong_suspect, _wrong_line, _empty_row, _open],
+)
+def test_the_invariant_check_finds_a_planted_fault_of_quarantine(fault: Callable[[Books], None]) -> None:
+    pool = quarantined()
+    fault(pool.scheduler._books)
+    with pytest.raises(InternalError):
+        pool.scheduler.check_invariants()

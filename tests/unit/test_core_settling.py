@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from core_rig import FIRST, OLD, Rig, ended, joined
 
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
+from kestrel.core.books import Books
 from kestrel.core.model import (
     COUNTED_MAX,
     AttemptEnd,
@@ -370,3 +372,25 @@ def test_the_ends_that_are_remembered_of_a_task_are_bounded() -> None:
         counted = tuple(range(FIRST + max(0, number - COUNTED_MAX + 1), FIRST + number + 1))
         assert effects[0] == fx.RecordTrouble(1, 0, number + 1, 0, False, counted)
     assert len(counted) == COUNTED_MAX
+
+
+def _settles_alone(books: Books) -> None:
+    books.settling.jobs.clear()
+
+
+def _awaits_one_that_is_there(books: Books) -> None:
+    books.settling.awaited["a@p/1"] = None
+
+
+def _nobody_is_awaited(books: Books) -> None:
+    books.settling.awaited.clear()
+
+
+@pytest.mark.parametrize("fault", [_settles_alone, _awaits_one_that_is_there, _nobody_is_awaited])
+def test_the_invariant_check_finds_a_planted_fault_of_settling(fault: Callable[[Books], None]) -> None:
+    rig = Rig(settle_s=3.0)
+    rig.effects(restored([QUEUED]), ev.WorkersExpected(["a@p/1", "b@p/1"]))
+    rig.join("a@p/1")
+    fault(rig.scheduler._books)
+    with pytest.raises(InternalError):
+        rig.scheduler.check_invariants()

@@ -56,9 +56,10 @@ class Dispatch:
             if cls.idle:
                 self._balance(cls)
         books.pool.dirty.clear()
-        self._ask_the_barred()
-        for worker in books.quarantine.due():
-            self._give_probe(worker)
+        if books.quarantine.barred:
+            self._ask_the_barred()
+            for worker in books.quarantine.due():
+                self._give_probe(worker)
         touched, books.touched = books.touched, {}
         for job in touched:
             books.end_if_done(job)
@@ -191,9 +192,10 @@ class Dispatch:
 
     def _give_probe(self, worker: Worker) -> None:
         """One task, to see whether the worker is well again; if there is none that fits, it waits for one."""
-        job = None
-        if not worker.drained:
-            job = self.books.matching.probe_for(worker.cls, worker.offer.slots - worker.used)
+        free = worker.offer.slots - worker.used
+        if worker.drained or free < 1:
+            return
+        job = self.books.matching.probe_for(worker.cls, free)
         if job is not None:
             number = self.books.next_attempt
             self._assign(worker, job, 1)

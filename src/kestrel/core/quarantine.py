@@ -48,8 +48,8 @@ ROWS_MAX: Final = 8
 """So many jobs a worker may be failing at the same time; of more the oldest are forgotten."""
 SUSPECTS_MAX: Final = 16
 """When so many workers are held back for a job, it is the job."""
-PROBES_MAX: Final = 32
-"""For how many workers a probe is looked for at a time."""
+PROBES_MAX: Final = 4
+"""For how many workers a probe is looked for at a time, so that those for whom there is none cost little."""
 
 
 PROBE_COMPLETED: Final = "it completed a probe"
