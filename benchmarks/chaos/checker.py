@@ -15,6 +15,8 @@ COMPLETED = "COMPLETED"
 EPOCH_BITS = 32
 SLACK_S = 1.0
 """Clocks of proofs have 10 ms, and what a kill destroys may have ended a moment before it."""
+STEADY_S = 0.3
+"""Results come at least so often while nothing is wrong."""
 PROBLEMS_SHOWN = 20
 
 Task = tuple[int, int]
@@ -124,7 +126,7 @@ class Verdict:
     longest_gap_s: float = 0.0
     longest_gap_at: float = 0.0
     pauses: dict[str, list[float]] = field(default_factory=dict)
-    """Kind of strike → how long nothing was recorded after each of them, at the worst."""
+    """Kind of strike → the longest time in which nothing was recorded after each of them."""
 
     @property
     def sound(self) -> bool:
@@ -325,7 +327,10 @@ def _touches(strike: Strike, begin: float, end: float) -> bool:
 
 
 def _measure_progress(evidence: Evidence, verdict: Verdict) -> None:
-    """Gaps between results; each gap is put down to the latest strike before its end."""
+    """Gaps between results; a strike answers for those that begin with it, until the next strike.
+
+    One that falls into a pause which was there before does not answer for it.
+    """
     times = sorted(evidence.progress)
     strikes = sorted(evidence.strikes, key=lambda s: s.at)
     gaps = list(pairwise(times))
@@ -334,7 +339,11 @@ def _measure_progress(evidence: Evidence, verdict: Verdict) -> None:
             verdict.longest_gap_s, verdict.longest_gap_at = end - begin, begin
     for i, strike in enumerate(strikes):
         following = strikes[i + 1].at if i + 1 < len(strikes) else float("inf")
-        waits = [end - max(begin, strike.at) for begin, end in gaps if end > strike.at and begin < following]
+        waits = [
+            end - max(begin, strike.at)
+            for begin, end in gaps
+            if end > strike.at and strike.at - STEADY_S <= begin < following
+        ]
         if waits:
             verdict.pauses.setdefault(strike.kind, []).append(max(waits))
 

@@ -58,7 +58,7 @@ def strike_table(verdict: Verdict, strikes: Sequence[Strike]) -> str:
         median = f"{statistics.median(pauses):.2f}" if pauses else "-"
         worst = f"{max(pauses):.2f}" if pauses else "-"
         rows.append((kind, counts[kind], median, worst, causes[kind]))
-    head = ("what was done", "times", "pause after it: median, s", "worst, s", "extra runs it caused")
+    head = ("what was done", "times", "then no new result for: median, s", "worst, s", "extra runs it caused")
     return table(head, rows)
 
 

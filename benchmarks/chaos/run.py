@@ -16,7 +16,7 @@ from chaos import report
 from chaos.bag import Bag, BagPlan
 from chaos.checker import Evidence, Verdict, check
 from chaos.reading import read_proofs, read_store
-from chaos.strikes import Chaos, ChaosPlan
+from chaos.strikes import DECK, Chaos, ChaosPlan
 from kestrel.client import Client
 from kestrel.client.connect import connected
 from realpool.pool import PoolPlan, RealPool
@@ -58,6 +58,7 @@ def options_of(words: list[str] | None = None) -> Options:
     parser.add_argument("--lease", default="", help="of the managers, e.g. 2s (default: theirs)")
     parser.add_argument("--every", type=float, default=4.0, help="seconds between strikes, on average")
     parser.add_argument("--long-stop", type=float, default=8.0, help="seconds of every third SIGSTOP")
+    parser.add_argument("--only", default="", help="kinds of strikes that contain this, e.g. `kill active`")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--calm", type=float, default=0.1, help="share of the tasks for the run without chaos"
@@ -66,6 +67,8 @@ def options_of(words: list[str] | None = None) -> Options:
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds for all of it")
     parser.add_argument("--keep", action="store_true", help="keep the scratch directory, with all logs")
     read = parser.parse_args(words)
+    if not ChaosPlan(store=read.store, only=read.only).deck():
+        parser.error(f"no kind of strike contains {read.only!r}; there are: {', '.join(DECK)}")
     return Options(
         bag=BagPlan(read.tasks, read.jobs, read.slow_every, read.slow_s),
         pool=PoolPlan(
@@ -75,7 +78,7 @@ def options_of(words: list[str] | None = None) -> Options:
             slots=read.slots,
             lease=read.lease,
         ),
-        chaos=ChaosPlan(every_s=read.every, long_stop_s=read.long_stop, store=read.store),
+        chaos=ChaosPlan(every_s=read.every, long_stop_s=read.long_stop, store=read.store, only=read.only),
         seed=read.seed,
         calm=read.calm,
         stall_s=read.stall,
@@ -218,6 +221,8 @@ class _Trial:
         print(report.deaths_text(self.chaos.deaths))
         for text in self.pool.stubborn:
             print(f"Had to be killed at the end: {text}")
+        for strike in self.chaos.strikes if self.options.keep else ():
+            print(f"strike at {strike.at:.2f} until {strike.until:.2f}: {strike.kind} ({strike.target})")
         print(f"Seed {self.options.seed}; a strike every {self.options.chaos.every_s:g} s on average.")
         for problem in verdict.problems:
             print(f"PROBLEM: {problem}")

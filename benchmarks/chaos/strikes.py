@@ -45,6 +45,15 @@ class ChaosPlan:
     long_stop_s: float = 8.0
     """… or, every third time, after this: longer than the lease."""
     store: str = "postgres"
+    only: str = ""
+    """Kinds that contain this; empty: all."""
+
+    def deck(self) -> list[str]:
+        """One deck, in order."""
+        kinds = [kind for kind in DECK if self.only in kind]
+        if self.store != "postgres":
+            kinds = [kind for kind in kinds if kind not in ONLY_POSTGRES]
+        return [kind for kind in kinds for _ in range(DECK[kind])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +135,7 @@ class Chaos:
 
     def _next_kind(self) -> str:
         if not self._deck:
-            sqlite = self._plan.store != "postgres"
-            self._deck = [k for k, n in DECK.items() for _ in range(n) if not (sqlite and k in ONLY_POSTGRES)]
+            self._deck = self._plan.deck()
             self._random.shuffle(self._deck)
         return self._deck.pop()
 

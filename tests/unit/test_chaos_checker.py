@@ -211,6 +211,12 @@ def test_the_longest_gap_and_the_pause_after_each_strike_are_measured():
     assert verdict.pauses["kill worker"] == [pytest.approx(0.2)]
 
 
+def test_a_strike_in_the_middle_of_a_pause_does_not_answer_for_it():
+    strikes = [Strike("stop server", "server", 10.0, 18.0), Strike("kill worker", "w1", 13.0, 14.0)]
+    verdict = check(replace(evidence(), strikes=strikes, progress=[9.9, 18.1, 18.2]))
+    assert verdict.pauses == {"stop server": [pytest.approx(8.1)], "kill worker": [pytest.approx(0.1)]}
+
+
 def test_the_first_start_of_each_epoch_is_found():
     later = Proof(False, 1, 0, (2 << 32) + 1, worker(1), 8.0)
     assert epochs_of([*evidence().proofs, later]) == {1: 0.0, 2: 8.0}
