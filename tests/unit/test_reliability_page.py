@@ -12,7 +12,7 @@ PROOF = re.compile(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`")
 PROOFS = sorted(set(PROOF.findall(PAGE.read_text(encoding="utf-8"))))
 
 
-def tests_in(path: Path) -> set[str]:
+def functions_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
@@ -25,7 +25,7 @@ def test_the_page_names_proofs():
 def test_each_proof_exists(path: str, test: str):
     assert (ROOT / path).is_file(), f"docs/reliability.md names {path}, which does not exist"
     if test:
-        assert test in tests_in(ROOT / path), f"docs/reliability.md names {test}, which {path} does not have"
+        assert test in functions_in(ROOT / path), f"docs/reliability.md names {test}, which {path} does not have"
 
 
 def rows(heading: str) -> list[str]:
