@@ -14,104 +14,29 @@ agent only. What it promises:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from kestrel.core import execution_events as xe
+from kestrel.core.execution_parts import (
+    Batch,
+    ExecutionCounters,
+    ExecutionSettings,
+    JobSpec,
+    Running,
+    Waiting,
+    ending_of,
+)
 from kestrel.core.execution_reports import ReportQueue
 from kestrel.core.model import AttemptEnd, AttemptId, HeldByWorker, JobId, TaskIndex, epoch_of
 from kestrel.errors import InternalError
 
+__all__ = ["Execution", "ExecutionCounters", "ExecutionSettings", "Render"]
+
 JOBS_SHOWN_MAX = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutionSettings:
-    """Every number that steers the machine."""
-
-    slots: int = 1
-    queued_max: int = 4000
-    """Attempts that wait here; more are given back at once."""
-    finished_max: int = 10_000
-    """While so many finished attempts are not acknowledged, nothing new is started."""
-    finished_bytes_max: int = 64 * 1024 * 1024
-    """Likewise, by the size of their reports."""
-    report_attempts_max: int = 1000
-    report_resend_s: float = 20.0
-    """A report that was not acknowledged for so long is sent again, unchanged."""
-    handover_s: float = 0.05
-    """Of quick tasks so much work is handed to the launcher ahead of the slots."""
-    handover_max: int = 128
-    announce_s: float = 1.0
-    """Shortest time between two announcements of the load."""
-    recent_max: int = 10_000
-    """Attempts that are done with and still recognised, should they be assigned again."""
-    specs_max: int = 10_000
 
 
 Render = Callable[[xe.Ending], xe.Finished]
 """Makes the report of an ending. Pure."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """A job's specification, and how long its tasks take."""
-
-    spec: Any
-    slots: int
-    mean_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    job: JobId
-    task: TaskIndex
-    params: Sequence[str] | None
-    terms: _Job
-
-
-@dataclass(slots=True)
-class _Running:
-    waiting: _Waiting
-    stopped: bool = False
-
-
-@dataclass(slots=True)
-class ExecutionCounters:
-    """What happened that should be rare, for logs and tests."""
-
-    duplicates: int = 0
-    unknown_stops: int = 0
-    stale_acknowledgements: int = 0
-    old_acknowledgements: int = 0
-    """Of another life of the manager than the one that welcomed us."""
-    old_welcomes: int = 0
-    foreign_tasks: int = 0
-    """Of another life of the manager, and dropped."""
-    overflowed: int = 0
-    resent: int = 0
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What one event leads to; its parts are told in the order that `effects` gives them."""
-
-    first: list[xe.ExecutionEffect] = field(default_factory=list)
-    endings: list[xe.Finished] = field(default_factory=list)
-    stops: list[AttemptId] = field(default_factory=list)
-    starts: list[xe.AttemptStart] = field(default_factory=list)
-    last: list[xe.ExecutionEffect] = field(default_factory=list)
-
-    def effects(self) -> list[xe.ExecutionEffect]:
-        out = self.first
-        if self.starts:
-            out.append(xe.StartAttempts(self.starts))
-        if self.stops:
-            out.append(xe.StopProcesses(self.stops))
-        if self.endings:
-            out.append(xe.KeepFinished(self.endings))
-        out.extend(self.last)
-        return out
 
 
 class Execution:
@@ -130,9 +55,9 @@ class Execution:
         self.settings = settings
         self.counters = ExecutionCounters()
         self._render = render
-        self._jobs: dict[JobId, _Job] = {}
-        self._queue: dict[AttemptId, _Waiting] = {}
-        self._running: dict[AttemptId, _Running] = {}
+        self._jobs: dict[JobId, JobSpec] = {}
+        self._queue: dict[AttemptId, Waiting] = {}
+        self._running: dict[AttemptId, Running] = {}
         self._busy = 0
         self._reports = ReportQueue(life, restored, settings.report_attempts_max, settings.report_resend_s)
         self._recent: dict[AttemptId, None] = {}
@@ -193,7 +118,7 @@ class Execution:
 
     def handle(self, event: xe.ExecutionEvent, now: float) -> list[xe.ExecutionEffect]:
         """What has to be done because of this event, in order. `now`: monotonic seconds."""
-        batch = _Batch()
+        batch = Batch()
         self._load_stale = True
         match event:
             case xe.ProcessesEnded(ends):
@@ -232,7 +157,7 @@ class Execution:
 
     # --- tasks come -------------------------------------------------------------------------------
 
-    def _on_tasks_received(self, event: xe.TasksReceived, batch: _Batch) -> None:
+    def _on_tasks_received(self, event: xe.TasksReceived, batch: Batch) -> None:
         if epoch_of(event.attempt) not in (0, self._epoch):
             self.counters.foreign_tasks += len(event.tasks)
             return
@@ -253,11 +178,11 @@ class Execution:
                 self._finish(xe.Ending(event.job, task, attempt, AttemptEnd.LOST, problem), batch)
             else:
                 params = event.params[i] if event.params is not None else None
-                self._queue[attempt] = _Waiting(event.job, task, params, job)
+                self._queue[attempt] = Waiting(event.job, task, params, job)
         if refused:
             batch.first.append(xe.SendRevoked(event.job, refused))
 
-    def _problem_with(self, event: xe.TasksReceived, job: _Job | None) -> str:
+    def _problem_with(self, event: xe.TasksReceived, job: JobSpec | None) -> str:
         """Why the tasks can never run here, or nothing."""
         if job is None:
             return f"this worker does not know the specification of job {event.job}"
@@ -269,7 +194,7 @@ class Execution:
 
     def _learn(self, job: JobId, spec: Any, slots: int) -> None:
         known = self._jobs.pop(job, None)
-        self._jobs[job] = _Job(spec, slots, known.mean_s if known is not None else None)
+        self._jobs[job] = JobSpec(spec, slots, known.mean_s if known is not None else None)
         while len(self._jobs) > self.settings.specs_max:
             del self._jobs[next(iter(self._jobs))]
 
@@ -288,7 +213,7 @@ class Execution:
 
     # --- tasks start and end ----------------------------------------------------------------------
 
-    def _fill_slots(self, batch: _Batch) -> None:
+    def _fill_slots(self, batch: Batch) -> None:
         settings = self.settings
         if self._draining or not self._queue or self._may_not_start():
             return
@@ -298,7 +223,7 @@ class Execution:
             if self._busy + job.slots > settings.slots + self._ahead(job):
                 break
             self._busy += job.slots
-            self._running[attempt] = _Running(waiting)
+            self._running[attempt] = Running(waiting)
             taken.append(attempt)
             batch.starts.append(
                 xe.AttemptStart(waiting.job, waiting.task, attempt, waiting.params, job.spec, job.slots)
@@ -306,7 +231,7 @@ class Execution:
         for attempt in taken:
             del self._queue[attempt]
 
-    def _ahead(self, job: _Job) -> int:
+    def _ahead(self, job: JobSpec) -> int:
         """How many slots' worth of this job the launcher may have beyond the slots."""
         settings = self.settings
         if job.slots > 1 or job.mean_s is None or job.mean_s > settings.handover_s:
@@ -322,8 +247,8 @@ class Execution:
             or self._reports.kept_bytes >= settings.finished_bytes_max
         )
 
-    def _on_processes_ended(self, ends: Sequence[xe.ProcessEnd], batch: _Batch) -> None:
-        returned: dict[AttemptId, _Waiting] = {}
+    def _on_processes_ended(self, ends: Sequence[xe.ProcessEnd], batch: Batch) -> None:
+        returned: dict[AttemptId, Waiting] = {}
         for end in ends:
             running = self._running.pop(end.attempt, None)
             if running is None:
@@ -338,13 +263,13 @@ class Execution:
             if not end.unstarted:
                 mean = job.mean_s
                 job.mean_s = end.wall_s if mean is None else 0.8 * mean + 0.2 * end.wall_s
-            self._finish(_ending(end.attempt, running, end), batch)
+            self._finish(ending_of(end.attempt, running, end), batch)
         if returned and self._draining:
             self._give_back(returned, batch)
         elif returned:
             self._queue = {**returned, **self._queue}
 
-    def _on_launcher_failed(self, attempts: Sequence[AttemptId], batch: _Batch) -> None:
+    def _on_launcher_failed(self, attempts: Sequence[AttemptId], batch: Batch) -> None:
         for attempt in attempts:
             running = self._running.pop(attempt, None)
             if running is None:
@@ -355,7 +280,7 @@ class Execution:
             reason = "the worker's launcher process died, and the task was killed"
             self._finish(xe.Ending(waiting.job, waiting.task, attempt, AttemptEnd.LOST, reason), batch)
 
-    def _on_stop_requested(self, attempts: Sequence[AttemptId], batch: _Batch) -> None:
+    def _on_stop_requested(self, attempts: Sequence[AttemptId], batch: Batch) -> None:
         for attempt in attempts:
             running = self._running.get(attempt)
             waiting = self._queue.pop(attempt, None)
@@ -371,14 +296,14 @@ class Execution:
             elif attempt not in self._reports.kept:
                 self.counters.unknown_stops += 1
 
-    def _finish(self, ending: xe.Ending, batch: _Batch) -> None:
+    def _finish(self, ending: xe.Ending, batch: Batch) -> None:
         finished = self._render(ending)
         self._reports.add(finished)
         batch.endings.append(finished)
 
     # --- tasks go back ----------------------------------------------------------------------------
 
-    def _on_revocation_requested(self, job: JobId, count: int, batch: _Batch) -> None:
+    def _on_revocation_requested(self, job: JobId, count: int, batch: Batch) -> None:
         back: list[AttemptId] = []
         for attempt in reversed(self._queue):
             if len(back) == count:
@@ -390,7 +315,7 @@ class Execution:
             self._remember(attempt)
         batch.first.append(xe.SendRevoked(job, back))
 
-    def _give_back(self, waiting: dict[AttemptId, _Waiting], batch: _Batch) -> None:
+    def _give_back(self, waiting: dict[AttemptId, Waiting], batch: Batch) -> None:
         by_job: dict[JobId, list[AttemptId]] = {}
         for attempt, entry in waiting.items():
             by_job.setdefault(entry.job, []).append(attempt)
@@ -398,7 +323,7 @@ class Execution:
         if self._welcome is not None:  # else the next profile tells, or our going
             batch.first.extend(xe.SendRevoked(job, attempts) for job, attempts in by_job.items())
 
-    def _on_shutdown_requested(self, kill: bool, batch: _Batch) -> None:
+    def _on_shutdown_requested(self, kill: bool, batch: Batch) -> None:
         self._draining = True
         self._announce_after = 0.0
         self._give_back(self._queue, batch)
@@ -406,7 +331,7 @@ class Execution:
         if kill:
             self._on_stop_requested(list(self._running), batch)
 
-    def _leave_if_done(self, batch: _Batch) -> None:
+    def _leave_if_done(self, batch: Batch) -> None:
         if not self._draining or self._left or self._running:
             return
         if self._reports.kept and self._welcome is not None:
@@ -416,7 +341,7 @@ class Execution:
 
     # --- the manager comes and goes ---------------------------------------------------------------
 
-    def _on_introduction_due(self, held_max: int, batch: _Batch) -> None:
+    def _on_introduction_due(self, held_max: int, batch: Batch) -> None:
         """Attempts that are not named are taken as not held, so none may be kept that is not named."""
         kept = len(self._running) + len(self._reports.kept)
         while self._queue and kept + len(self._queue) > held_max:
@@ -448,7 +373,7 @@ class Execution:
 
     # --- reports ----------------------------------------------------------------------------------
 
-    def _report_if_due(self, now: float, batch: _Batch) -> None:
+    def _report_if_due(self, now: float, batch: Batch) -> None:
         welcome = self._welcome
         if welcome is None:
             return
@@ -457,13 +382,13 @@ class Execution:
         if report is not None:
             batch.last.append(report)
 
-    def _resend_if_due(self, now: float, batch: _Batch) -> None:
+    def _resend_if_due(self, now: float, batch: Batch) -> None:
         report = self._reports.repeated(now) if self._welcome is not None else None
         if report is not None:
             self.counters.resent += 1
             batch.last.append(report)
 
-    def _on_report_stored(self, number: int, epoch: int, batch: _Batch) -> None:
+    def _on_report_stored(self, number: int, epoch: int, batch: Batch) -> None:
         if epoch not in (0, self._epoch):
             self.counters.old_acknowledgements += 1
             return
@@ -477,7 +402,7 @@ class Execution:
 
     # --- presence ---------------------------------------------------------------------------------
 
-    def _announce_if_due(self, now: float, batch: _Batch) -> None:
+    def _announce_if_due(self, now: float, batch: Batch) -> None:
         if self._welcome is None or now < self._announce_after:
             return
         load = self.load()
@@ -518,19 +443,3 @@ class Execution:
 
 def _some(attempts: Iterable[AttemptId]) -> list[AttemptId]:
     return list(attempts)[:20]
-
-
-def _ending(attempt: AttemptId, running: _Running, end: xe.ProcessEnd) -> xe.Ending:
-    """What the end of a process means for its attempt. A stop that was asked for counts before all else."""
-    waiting = running.waiting
-    reason = end.reason
-    if running.stopped:
-        state = AttemptEnd.CANCELLED
-        reason = reason or ("stopped before it was started" if end.unstarted else "stopped on request")
-    elif end.timed_out:
-        state = AttemptEnd.TIMEOUT
-    elif end.exit_code == 0 and not end.reason:
-        state = AttemptEnd.COMPLETED
-    else:
-        state = AttemptEnd.FAILED
-    return xe.Ending(waiting.job, waiting.task, attempt, state, reason, None if end.unstarted else end.facts)

@@ -5,8 +5,8 @@ answer without changing anything. It does no I/O, tells no time, draws no chance
 the same effects, always. Called by the manager's shell and by the simulator.
 
 The parts: `jobs` and `pool` hold the state, `matching` who may run what, `books` the moves of one task,
-`outcomes` what becomes of attempts, `dispatch` how much goes to whom, `story` and `explain` tell it to
-people, `invariants` checks everything.
+`outcomes` what becomes of attempts, `dispatch` how much goes to whom, `settling` whom restored jobs wait for,
+`quarantine` who is in trouble, `story` and `explain` tell it to people, `invariants` checks everything.
 """
 
 from __future__ import annotations
