@@ -159,3 +159,30 @@ def test_a_manager_that_is_cut_off_from_the_database_for_long_lets_its_address_g
     change.world.run_until(6.0)
     assert 10.0 < change.when_other_acts(change.other) < 25.0
     change.judge()
+
+
+def test_work_goes_on_as_soon_as_all_workers_of_the_former_life_are_back() -> None:
+    """Not only when the time is up in which they might come back."""
+    change = Change(task_s=0.5, rounds=40)
+    change.at(6, change.active.crash)
+    change.world.run_until(6.0)
+    acts_at = change.when_other_acts(change.other)
+    change.judge()
+    epoch = first_attempt(2)
+    first = min(run.started for run in change.world.ledger.runs if run.attempt >= epoch)
+    assert first - acts_at < 0.5 < change.world.settings.scheduler.settle_s
+
+
+def test_a_worker_that_died_with_its_manager_is_not_waited_for_in_vain() -> None:
+    stage = Stage(workers=2, standbys=1)
+    active, other = stage.world.managers
+    dead, alive = stage.world.workers
+    plan = stage.job(3, "both", [Behaviour(0.5)] * 100)
+    stage.at(6, active.crash)
+    stage.at(6, dead.crash)
+    stage.world.run_until(9.0)
+    assert other.manager is not None
+    assert list(other.manager.scheduler.workers()) == [alive.address]
+    assert not other.manager.scheduler._books.settling.active
+    stage.play(10)
+    assert {result.state for result in plan.seen} == {"COMPLETED"}
