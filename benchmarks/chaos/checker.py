@@ -342,7 +342,7 @@ def _measure_progress(evidence: Evidence, verdict: Verdict) -> None:
         waits = [
             end - max(begin, strike.at)
             for begin, end in gaps
-            if end > strike.at and strike.at - STEADY_S <= begin < following
+            if end > strike.at and strike.at - STEADY_S <= begin < following - STEADY_S
         ]
         if waits:
             verdict.pauses.setdefault(strike.kind, []).append(max(waits))
