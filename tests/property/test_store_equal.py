@@ -232,7 +232,10 @@ def test_postgres_does_what_memory_does(lives: list[tuple[list[Any], bool, bool]
                 place,
                 loop.calls.put,
                 settings=PostgresSettings(
-                    params_cache_bytes_max=40, jobs_cached_max=2, states_read_at_once=10
+                    params_cache_bytes_max=40,
+                    jobs_cached_max=2,
+                    statement_bytes_max=250,
+                    states_read_at_once=10,
                 ),
                 wall=loop.wall,
             ),

@@ -17,9 +17,10 @@ from kestrel.errors import StoreError
 from kestrel.ports import JobRecord, ReadResults
 from kestrel.protocol import messages as m
 from kestrel.store import postgres_schema as schema
+from kestrel.store.postgres_jobs import PostgresParams
 from kestrel.store.postgres_reads import Reader, job_pages
 from kestrel.store.postgres_session import Address, PostgresSettings, Session
-from kestrel.store.postgres_tables import PostgresParams
+from kestrel.store.sqlite_problems import DAMAGED
 
 PAGE_RESULTS = 1000
 PAGE_JOBS = 1000
@@ -142,5 +143,5 @@ class PostgresArchive:
             raise StoreError(
                 f"the store {self._address.place} is damaged: a row cannot be read: {problem}",
                 hint="restore the database from a backup (pg_dump, or pg_basebackup and its log)",
-                code="store_damaged",
+                code=DAMAGED,
             ) from problem

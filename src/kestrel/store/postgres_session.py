@@ -47,6 +47,8 @@ class PostgresSettings:
     """Units that may wait; one more is answered (in its turn) with `CommitFailed`, to be tried again."""
     group_writes_max: int = 20_000
     """Writes after which a transaction takes in no further unit."""
+    statement_bytes_max: int = 32 * 2**20
+    """Encoded size of the results in one statement."""
     params_cache_bytes_max: int = 16 * 2**20
     """Encoded size of the parameters kept decoded."""
     jobs_cached_max: int = 100_000

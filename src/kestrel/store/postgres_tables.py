@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import msgspec
@@ -28,8 +27,8 @@ from kestrel.core.model import JobId, JobState, TaskState, WorkerId
 from kestrel.ports import AddJob, AddTasks, CloseJob, DrainWorker, Write
 from kestrel.store.ends import misuse, numbered, task_result
 from kestrel.store.params import ParamChunks
+from kestrel.store.postgres_jobs import Jobs, KnownJob
 from kestrel.store.postgres_session import Row, Session, int_array, text_array, to_text
-from kestrel.store.tables import unknown_job
 
 RESULTS_GATHERED_MAX = 8192
 """Results that wait for one another inside a transaction."""
@@ -82,81 +81,6 @@ FROM unnest(%s::int8[], %s::int8[], {", ".join(["%s::int8[]"] * len(_COLUMNS))})
     AS d(job, last, {", ".join(_COLUMNS)}) WHERE j.job = d.job"""
 
 
-@dataclass(slots=True)
-class KnownJob:
-    """What the writer must know of a job."""
-
-    size: int
-    open: bool
-    cancelled: bool
-    """Whether tasks of it were cancelled before any worker had them."""
-
-
-class Jobs:
-    """Sizes of jobs as they are in the open transaction; dropped (`forget`) after a rollback."""
-
-    def __init__(self, session: Session, jobs_max: int) -> None:
-        self._session = session
-        self._jobs_max = jobs_max
-        self._known: dict[JobId, KnownJob] = {}
-
-    def load(self, jobs: Iterable[JobId]) -> None:
-        """Make these known, as far as they exist. Called once, before the first write of a transaction."""
-        wanted = set(jobs)
-        if len(self._known) + len(wanted) > self._jobs_max:
-            self._known.clear()
-        missing = [job for job in wanted if job not in self._known]
-        if not missing:
-            return
-        rows = self._session.ask(
-            "SELECT job, size, open, EXISTS (SELECT 1 FROM kestrel_cancelled c WHERE c.job = j.job)"
-            " FROM kestrel_jobs j WHERE job = ANY(%s::int8[])",
-            (int_array(missing),),
-        )
-        for job, size, is_open, cancelled in rows:
-            self._known[job] = KnownJob(size, is_open, cancelled)
-
-    def get(self, job: JobId) -> KnownJob:
-        """Raises `StoreError` for a job that is not."""
-        known = self._known.get(job)
-        if known is None:
-            raise unknown_job(job)
-        return known
-
-    def add(self, job: JobId, known: KnownJob) -> None:
-        self._known[job] = known
-
-    def __contains__(self, job: JobId) -> bool:
-        return job in self._known
-
-    def forget(self) -> None:
-        self._known.clear()
-
-
-class PostgresParams(ParamChunks):
-    """The parameters of tasks."""
-
-    def __init__(self, session: Session, cache_bytes_max: int) -> None:
-        super().__init__(cache_bytes_max)
-        self._session = session
-
-    def _fetch(self, job: int, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
-        rows = self._session.ask(
-            "SELECT chunk, body FROM kestrel_params WHERE job = %s AND chunk = ANY(%s::int8[])",
-            (job, int_array(numbers)),
-        )
-        return [(chunk, body) for chunk, body in rows]
-
-    def _save(self, rows: Sequence[tuple[int, int, bytes]]) -> None:
-        jobs, chunks, bodies = zip(*rows, strict=True)
-        self._session.send(
-            "INSERT INTO kestrel_params (job, chunk, body)"
-            " SELECT * FROM unnest(%s::int8[], %s::int8[], %s::bytea[])"
-            " ON CONFLICT (job, chunk) DO UPDATE SET body = excluded.body",
-            (int_array(jobs), int_array(chunks), list(bodies)),
-        )
-
-
 class _Delta:
     """What a transaction adds to the counters of one job."""
 
@@ -173,11 +97,19 @@ class Transaction:
     After any error the caller rolls back and drops this object.
     """
 
-    def __init__(self, session: Session, params: ParamChunks, jobs: Jobs, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        params: ParamChunks,
+        jobs: Jobs,
+        wall: Callable[[], float],
+        statement_bytes_max: int,
+    ) -> None:
         self._session = session
         self._params = params
         self._jobs = jobs
         self._wall = wall
+        self._statement_bytes_max = statement_bytes_max
         self._results: list[tuple[int, RecordResult]] = []
         self._troubles: dict[tuple[int, int], RecordTrouble] = {}
         self._workers: dict[WorkerId, bool] = {}
@@ -240,23 +172,18 @@ class Transaction:
                 self.duplicates[place] += 1
             else:
                 fresh[key] = (place, write)
-        entries = list(fresh.values())
-        writes = [write for _, write in entries]
-        values = (
-            int_array([w.job for w in writes]),
-            int_array([w.task for w in writes]),
-            int_array([w.seq for w in writes]),
-            int_array([w.state.value for w in writes]),
-            text_array([_encode(task_result(w)) for w in writes]),
-        )
-        if not any(self._jobs.get(job).cancelled for job in {w.job for w in writes}):
-            self._session.send(_INSERT_RESULTS, values, lambda rows, _: self._count(entries, rows))
-            return
-        ignored = self._session.ask(_INSERT_RESULTS_BESIDE_CANCELLED, values)
-        stored = self._count(entries, ignored)
-        given = (int_array([w.job for w in stored]), int_array([w.seq for w in stored]))
-        if self._session.ask(_FIND_SEQ_CANCELLED, given):
-            raise misuse("a result got a number that a cancelled task of the same job has")
+        entries: list[tuple[int, RecordResult]] = []
+        bodies: list[bytes] = []
+        room = self._statement_bytes_max
+        for place, write in fresh.values():
+            body = _encode(task_result(write))
+            room -= len(body)
+            if room < 0 and bodies:
+                self._store(entries, bodies)
+                entries, bodies, room = [], [], self._statement_bytes_max - len(body)
+            entries.append((place, write))
+            bodies.append(body)
+        self._store(entries, bodies)
 
     def finish(self) -> None:
         """Store what was gathered, and bring the counters up to date; the last statements are only sent."""
@@ -279,6 +206,25 @@ class Transaction:
             )
 
     # --- ends of tasks --------------------------------------------------------------------------------
+
+    def _store(self, entries: Sequence[tuple[int, RecordResult]], bodies: Sequence[bytes]) -> None:
+        """Insert results of tasks that differ; ignore those of tasks that have ended before."""
+        writes = [write for _, write in entries]
+        values = (
+            int_array([w.job for w in writes]),
+            int_array([w.task for w in writes]),
+            int_array([w.seq for w in writes]),
+            int_array([w.state.value for w in writes]),
+            text_array(bodies),
+        )
+        if not any(self._jobs.get(job).cancelled for job in {w.job for w in writes}):
+            self._session.send(_INSERT_RESULTS, values, lambda rows, _: self._count(entries, rows))
+            return
+        ignored = self._session.ask(_INSERT_RESULTS_BESIDE_CANCELLED, values)
+        stored = self._count(entries, ignored)
+        given = (int_array([w.job for w in stored]), int_array([w.seq for w in stored]))
+        if self._session.ask(_FIND_SEQ_CANCELLED, given):
+            raise misuse("a result got a number that a cancelled task of the same job has")
 
     def _count(
         self, entries: Sequence[tuple[int, RecordResult]], ignored: Sequence[Row]

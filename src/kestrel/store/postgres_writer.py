@@ -23,11 +23,12 @@ from kestrel.core.model import JobId
 from kestrel.errors import StoreError
 from kestrel.ports import FENCED, AddJob, CommitDone, CommitFailed, DrainWorker, ReadParams
 from kestrel.store.ends import check_unit, misuse
+from kestrel.store.postgres_jobs import Jobs, PostgresParams
 from kestrel.store.postgres_problems import FULL
 from kestrel.store.postgres_reads import Reader
 from kestrel.store.postgres_schema import RESULTS_SEQ
 from kestrel.store.postgres_session import Address, PostgresSettings, Row, Session, for_caller
-from kestrel.store.postgres_tables import Jobs, PostgresParams, Transaction
+from kestrel.store.postgres_tables import Transaction
 from kestrel.store.writing import Unit, UnitQueue
 
 log = logging.getLogger("kestrel.store")
@@ -227,7 +228,9 @@ class Writer:
         self._committing = False
         self._begin(session, stored if writes else None)
         self._jobs.load(_jobs_of(units))
-        transaction = Transaction(session, self._params, self._jobs, self._wall)
+        transaction = Transaction(
+            session, self._params, self._jobs, self._wall, self._settings.statement_bytes_max
+        )
         answers: list[list[Any]] = []
         for place, unit in enumerate(units):
             if fresh[place]:
