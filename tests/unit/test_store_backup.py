@@ -58,9 +58,11 @@ def test_a_backup_is_a_store_with_all_that_was_there(path: Path, tmp_path: Path)
     copy = SqliteStore(tmp_path / "copy.db", lambda call: None, pool="blue")
     content = copy.open(lambda record: None)
     copy.close()
-    original = SqliteStore(path, lambda call: None).open(lambda record: None)
-    assert content.jobs == original.jobs
-    assert content.unfinished == original.unfinished
+    original = SqliteStore(path, lambda call: None)
+    expected = original.open(lambda record: None)
+    original.close()
+    assert content.jobs == expected.jobs
+    assert content.unfinished == expected.unfinished
 
 
 def test_a_restored_backup_gives_no_number_that_was_given_since_it_was_made(
