@@ -13,7 +13,7 @@ import pytest
 
 from kestrel.errors import StoreError
 from kestrel.locks import lock_file
-from kestrel.ports import IN_USE, AddJob, CommitDone, CommitFailed, JobRecord
+from kestrel.ports import FENCED, IN_USE, AddJob, CommitDone, CommitFailed, JobRecord
 from kestrel.store import SqliteSettings, SqliteStore
 
 HOLDER = """
@@ -189,6 +189,29 @@ def test_another_program_that_writes_for_long_is_waited_for(path: Path) -> None:
     assert failed.problem.retry
     assert "another program" in failed.problem.text
     assert isinstance(done, CommitDone)
+
+
+def test_who_got_in_past_the_lock_fences_the_manager(path: Path) -> None:
+    """Locks of some network disks are forgotten; then two managers must not both write."""
+    calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    store = SqliteStore(path, calls.put)
+    store.open(lambda record: None)
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("UPDATE meta SET epoch = epoch + 1, unit = 0")
+    outcomes: list[CommitDone | CommitFailed] = []
+    store.commit([AddJob(JobRecord(1, "ann", "", b"", 1, False, 1.0))], (), outcomes.append, unit=1)
+    store.commit([AddJob(JobRecord(1, "ann", "", b"", 1, False, 1.0))], (), outcomes.append)
+    store.commit([], (), outcomes.append, unit=1)
+    store.close()
+    while len(outcomes) < 3:
+        calls.get(timeout=60)()
+    for outcome in outcomes:
+        assert isinstance(outcome, CommitFailed)
+        assert isinstance(outcome.problem, StoreError)
+        assert (outcome.problem.code, outcome.problem.retry) == (FENCED, False)
+    assert other.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+    other.close()
 
 
 def test_a_lock_is_free_again_when_it_is_closed(tmp_path: Path) -> None:
