@@ -74,12 +74,12 @@ def test_nothing_runs_twice_when_managers_take_over(fault: Fault) -> None:
     assert play_once(fault, 1, range(1, 11)) > 25
 
 
-BAD_WORKER = WorldSettings(questions_max=0, workers_min=3, workers_max=3, faults_s=60.0)
+BAD_WORKER = WorldSettings(questions_max=0, workers_min=3, workers_max=3, faults_s=40.0)
 
 
 def a_bag(random: Random, scripts: Scripts) -> list[list[JobPlan]]:
     """More work than all can do in the time of faults."""
-    size = 600
+    size = 300
     for index in range(size):
         scripts.behaviours[("bag", index)] = Behaviour(random.uniform(0.2, 0.8))
     message = m.Job(command=["task", "bag"], id="id-bag", queue=size, retries=2)
@@ -102,7 +102,7 @@ def test_a_worker_that_fails_everything_while_others_succeed_fails_few_tasks() -
     scheduler = BAD_WORKER.scheduler
     probes = BAD_WORKER.faults_s / scheduler.parole_s_max + 4  # the pause doubles up to its longest
     most = scheduler.backlog_max + scheduler.quarantine_failures + probes
-    for seed in range(1, 9):
+    for seed in range(1, 5):
         runs, failed = bad_runs(seed, scheduler.quarantine_failures)
         assert scheduler.quarantine_failures <= runs <= most
         assert failed == 0
@@ -110,5 +110,5 @@ def test_a_worker_that_fails_everything_while_others_succeed_fails_few_tasks() -
 
 def test_without_quarantine_it_fails_many() -> None:
     runs, failed = bad_runs(1, 0)
-    assert runs > 300
-    assert failed > 50
+    assert runs > 150
+    assert failed > 25
