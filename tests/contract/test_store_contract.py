@@ -429,7 +429,7 @@ def test_states_come_back_exactly(bench: Bench) -> None:
     assert content.jobs[0].last == 2499
 
 
-def test_what_was_given_out_and_which_failures_count_is_known_to_the_next_life(bench: Bench) -> None:
+def test_what_was_given_out_wanted_gone_and_counted_is_known_to_the_next_life(bench: Bench) -> None:
     many = tuple((7 << 32) + n for n in range(COUNTED_MAX))
     bench.done(
         job(),
@@ -437,6 +437,7 @@ def test_what_was_given_out_and_which_failures_count_is_known_to_the_next_life(b
         RecordTrouble(1, 3, 1, 0, False, (4 << 32,)),
         RecordTrouble(1, 4, 0, 0, True),
         RecordTrouble(1, 5, 9, 9, True, many),
+        RecordTrouble(1, 6, 0, 0, cancelling=True),
     )
     bench.done(RecordTrouble(1, 4, 0, 0, False))
     expected = {
@@ -444,6 +445,7 @@ def test_what_was_given_out_and_which_failures_count_is_known_to_the_next_life(b
         3: Trouble(1, 0, False, (4 << 32,)),
         4: Trouble(),
         5: Trouble(9, 9, True, many),
+        6: Trouble(cancelling=True),
     }
     assert bench.reopen().unfinished[0].troubles == expected
 

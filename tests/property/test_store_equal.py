@@ -103,6 +103,7 @@ writes = st.one_of(
         st.integers(0, 5),
         st.booleans(),
         st.lists(st.integers(1, 2**53), max_size=3).map(tuple),
+        st.booleans(),
     ),
     st.builds(RecordCancelled, jobs, ranges, seqs),
     st.builds(RecordJobEnded, jobs, st.sampled_from([JobState.COMPLETED, JobState.FAILED])),

@@ -25,7 +25,9 @@ def test_the_page_names_proofs():
 def test_each_proof_exists(path: str, test: str):
     assert (ROOT / path).is_file(), f"docs/reliability.md names {path}, which does not exist"
     if test:
-        assert test in functions_in(ROOT / path), f"docs/reliability.md names {test}, which {path} does not have"
+        assert test in functions_in(ROOT / path), (
+            f"docs/reliability.md names {test}, which {path} does not have"
+        )
 
 
 def rows(heading: str) -> list[str]:

@@ -146,7 +146,7 @@ FLAWS = {
         ["1 rows of cancelled are of no job (the first of job 9)"],
     ),
     "trouble of nothing": (
-        ["INSERT INTO troubles VALUES (9, 0, 1, 1, 0, '[]')"],
+        ["INSERT INTO troubles VALUES (9, 0, 1, 1, 0, '[]', 0)"],
         ["1 rows of troubles are of no job (the first of job 9)"],
     ),
     "a result of a task that is not there": (

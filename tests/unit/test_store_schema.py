@@ -81,7 +81,16 @@ UPDATE meta SET unit = 9, pool = 'blue', workers_since = 40;
 )
 """As version 3 wrote it."""
 
-VERSIONS = {1: VERSION_1, 2: VERSION_2, 3: VERSION_3}
+VERSION_4 = (
+    VERSION_3.replace("user_version = 3", "user_version = 4")
+    + """
+ALTER TABLE troubles ADD COLUMN cancelling INTEGER NOT NULL DEFAULT 0;
+UPDATE troubles SET cancelling = 1 WHERE task = 5;
+"""
+)
+"""As version 4 wrote it."""
+
+VERSIONS = {1: VERSION_1, 2: VERSION_2, 3: VERSION_3, 4: VERSION_4}
 
 
 def write_version(path: Path, version: int) -> None:
@@ -144,7 +153,7 @@ def test_a_file_of_an_older_version_is_read_in_full(version: int, tmp_path: Path
     assert (restored.open, restored.cancelled, restored.reruns) == (True, True, 3)
     expected = {1: Trouble(2, 3)}
     if version > 1:
-        expected[5] = Trouble(0, 0, True, (1 << 34 | 1,) if version > 2 else ())
+        expected[5] = Trouble(0, 0, True, (1 << 34 | 1,) if version > 2 else (), version > 3)
     assert restored.troubles == expected
     assert (content.workers, content.drained) == (
         (("w@pool/1",), {"d@pool/1"}) if version > 2 else (None, set())

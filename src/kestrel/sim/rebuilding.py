@@ -13,7 +13,7 @@ from kestrel.core.model import SchedulerSettings, TaskState
 from kestrel.core.scheduler import Scheduler
 from kestrel.ports import StoreContent
 
-_TASK = "(state, failures, losses, given out, counted)"
+_TASK = "(state, failures, losses, given out, counted, cancelling)"
 _AS_STORED = bytes(TaskState.QUEUED if b == TaskState.RUNNING else b for b in range(256))
 """A running task is a queued one to the store."""
 _ENDS = ("completed", "failed", "cancelled", "timeout", "node_fail")
@@ -80,4 +80,5 @@ def _of_task(scheduler: Scheduler, job: int, task: int) -> tuple[object, ...]:
     mark = scheduler._job(job).marks.get(task)
     counted = () if mark is None else tuple(mark.counted)
     given_out = scheduler.was_given_out(job, task)
-    return TaskState.QUEUED.name, *scheduler.trouble(job, task), given_out, counted
+    cancelling = mark is not None and mark.cancelling
+    return TaskState.QUEUED.name, *scheduler.trouble(job, task), given_out, counted, cancelling

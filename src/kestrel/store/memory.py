@@ -254,7 +254,9 @@ class MemoryStore:
                 troubles[write.task] = before
 
         undo.append(take_back)
-        troubles[write.task] = Trouble(write.failures, write.losses, write.given_out, tuple(write.counted))
+        troubles[write.task] = Trouble(
+            write.failures, write.losses, write.given_out, tuple(write.counted), write.cancelling
+        )
 
     def _cancel(self, write: RecordCancelled, undo: list[Undo]) -> None:
         job = self._job(write.job)

@@ -248,12 +248,13 @@ def _slices(records: Sequence[JobRecord], at_once: int) -> Iterator[tuple[list[J
 
 def _troubles(session: Session, jobs: Sequence[JobId]) -> dict[JobId, dict[int, Trouble]]:
     found: dict[JobId, dict[int, Trouble]] = {}
-    for job, task, failures, losses, given, counted in session.ask(
-        "SELECT job, task, failures, losses, given_out, counted FROM kestrel_troubles"
+    for job, task, failures, losses, given, counted, cancelling in session.ask(
+        "SELECT job, task, failures, losses, given_out, counted, cancelling FROM kestrel_troubles"
         " WHERE job = ANY(%s::int8[])",
         (int_array(jobs),),
     ):
-        found.setdefault(job, {})[task] = Trouble(failures, losses, given, _decode_attempts(counted))
+        trouble = Trouble(failures, losses, given, _decode_attempts(counted), cancelling)
+        found.setdefault(job, {})[task] = trouble
     return found
 
 

@@ -99,6 +99,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE kestrel_workers (key bytea PRIMARY KEY, worker text NOT NULL)",
         "CREATE TABLE kestrel_drained (key bytea PRIMARY KEY, worker text NOT NULL)",
     ),
+    ("ALTER TABLE kestrel_troubles ADD COLUMN cancelling bool NOT NULL DEFAULT false",),
 )
 """`MIGRATIONS[n]` makes version n + 1 out of version n."""
 

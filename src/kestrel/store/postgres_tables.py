@@ -283,10 +283,11 @@ class Transaction:
         latest = list(self._troubles.values())
         self._troubles = {}
         self._session.send(
-            "INSERT INTO kestrel_troubles (job, task, failures, losses, given_out, counted) SELECT * FROM"
-            " unnest(%s::int8[], %s::int8[], %s::int8[], %s::int8[], %s::bool[], %s::text[])"
+            "INSERT INTO kestrel_troubles (job, task, failures, losses, given_out, counted, cancelling)"
+            " SELECT * FROM unnest("
+            " %s::int8[], %s::int8[], %s::int8[], %s::int8[], %s::bool[], %s::text[], %s::bool[])"
             " ON CONFLICT (job, task) DO UPDATE SET failures = excluded.failures, losses = excluded.losses,"
-            " given_out = excluded.given_out, counted = excluded.counted",
+            " given_out = excluded.given_out, counted = excluded.counted, cancelling = excluded.cancelling",
             (
                 int_array([t.job for t in latest]),
                 int_array([t.task for t in latest]),
@@ -294,6 +295,7 @@ class Transaction:
                 int_array([t.losses for t in latest]),
                 [t.given_out for t in latest],
                 text_array([_encode(t.counted) for t in latest]),
+                [t.cancelling for t in latest],
             ),
         )
 

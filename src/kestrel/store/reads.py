@@ -243,9 +243,9 @@ def _states(connection: sqlite3.Connection, record: JobRecord) -> bytearray:
 
 def _troubles(connection: sqlite3.Connection, job: JobId) -> dict[int, Trouble]:
     rows = connection.execute(
-        "SELECT task, failures, losses, given_out, counted FROM troubles WHERE job = ?", (job,)
+        "SELECT task, failures, losses, given_out, counted, cancelling FROM troubles WHERE job = ?", (job,)
     )
     return {
-        task: Trouble(failures, losses, bool(given), _decode_attempts(counted))
-        for task, failures, losses, given, counted in rows.fetchall()
+        task: Trouble(failures, losses, bool(given), _decode_attempts(counted), bool(cancelling))
+        for task, failures, losses, given, counted, cancelling in rows.fetchall()
     }

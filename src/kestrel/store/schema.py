@@ -89,6 +89,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE meta ADD COLUMN workers_since INTEGER NOT NULL DEFAULT 0",
         "UPDATE meta SET workers_since = epoch + 1 WHERE epoch > 0",
     ),
+    ("ALTER TABLE troubles ADD COLUMN cancelling INTEGER NOT NULL DEFAULT 0",),
 )
 """`MIGRATIONS[n]` makes version n + 1 out of version n."""
 

@@ -273,6 +273,7 @@ class Transaction:
                 t.losses,
                 t.given_out,
                 _encode(t.counted).decode() if t.counted else "[]",
+                t.cancelling,
             )
             for t in self._troubles
         }
@@ -280,7 +281,7 @@ class Transaction:
         for job, task in latest:
             self._delta(job, task)
         self._rows.insert(
-            "INSERT OR REPLACE INTO troubles (job, task, failures, losses, given_out, counted)",
+            "INSERT OR REPLACE INTO troubles (job, task, failures, losses, given_out, counted, cancelling)",
             list(latest.values()),
         )
 
