@@ -13,7 +13,7 @@ import msgspec
 
 from kestrel.errors import InternalError, KestrelError, StoreError
 from kestrel.ports import IN_USE
-from kestrel.store.schema import APPLICATION_ID, MIGRATIONS
+from kestrel.store.schema import APPLICATION_ID
 
 DAMAGED = "store_damaged"
 """Code of the `StoreError` for a file whose content is not what was written."""
@@ -90,8 +90,9 @@ def repair_steps(path: Path) -> list[str]:
         "# then put a backup in its place, if there is one",
         f"cp BACKUP {file}",
         "# or save what can still be read (the program sqlite3 is needed)",
-        f"(sqlite3 {aside}/store.db .dump | sed 's/^ROLLBACK;.*/COMMIT;/';"
-        f" echo 'PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {len(MIGRATIONS)};')"
+        f"(sqlite3 {aside}/store.db .dump | sed 's/^ROLLBACK;.*/COMMIT;/'; "
+        f'echo "PRAGMA application_id = {APPLICATION_ID};"; '
+        f"sqlite3 {aside}/store.db 'PRAGMA user_version' | sed 's/.*/PRAGMA user_version = &;/')"
         f" | sqlite3 {file}",
         "# and see whether it is sound",
         f"kestrel store check --store {file}",
