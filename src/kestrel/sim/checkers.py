@@ -39,7 +39,7 @@ class Checkers:
         """What each worker put into each report, as it was sent."""
         self._workers = {worker.address: worker for worker in world.workers}
         self._users = {user.name: user for user in world.users}
-        world.network.on_sent = lambda link, stanza: self._judge(lambda: self._judge_sent(link, stanza))
+        world.network.on_sent = self._on_sent
         world.network.on_heard = lambda link, stanza: self._judge(lambda: self._judge_heard(link, stanza))
         world.disk.on_stored = lambda epoch, writes: self._judge(lambda: reigns.stored(epoch, writes))
         world.ledger.on_start = lambda run: self._judge(lambda: reigns.starts(run))
@@ -56,9 +56,11 @@ class Checkers:
         except BrokenLawError as broken:
             self._world.failure = self._world.failure or broken
 
+    def _on_sent(self, link: Link, stanza: Stanza) -> None:
+        if stanza.kind is Kind.MESSAGE or stanza.kind is Kind.WORDS:
+            self._judge(lambda: self._judge_sent(link, stanza))
+
     def _judge_sent(self, link: Link, stanza: Stanza) -> None:
-        if stanza.kind not in (Kind.MESSAGE, Kind.WORDS):
-            return
         if link.address == self._world.managers[0].address:
             host = next((h for h in self._world.managers if h.link is link), None)
             if host is not None and host.manager is not None:

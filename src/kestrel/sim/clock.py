@@ -17,10 +17,16 @@ WALL_EPOCH = 1_700_000_000.0
 class Timer:
     """A call to come. Implements `kestrel.ports.TimerHandle`."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("callback", "clock", "slept_s")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(
+        self, callback: Callable[[], None], clock: ProcessClock | None = None, slept_s: float = 0.0
+    ) -> None:
+        """`clock`: of the process that is to be called; None: nobody's, the world itself.
+        `slept_s`: how long that process had slept when the delay began."""
         self.callback: Callable[[], None] | None = callback
+        self.clock = clock
+        self.slept_s = slept_s
 
     def cancel(self) -> None:
         """The call will not come. Cancelling twice, or after the call, does nothing."""
@@ -38,9 +44,13 @@ class Timeline:
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Call once, `delay_s` seconds from now; 0 means after everything that is due now already."""
         timer = Timer(callback)
+        self.put(delay_s, timer)
+        return timer
+
+    def put(self, delay_s: float, timer: Timer) -> None:
+        """Have this timer's call come `delay_s` seconds from now."""
         self._count += 1
         heapq.heappush(self._heap, (self.now + max(0.0, delay_s), self._count, timer))
-        return timer
 
     def step(self) -> bool:
         """Let the next call happen; False if nothing is left."""
@@ -50,8 +60,11 @@ class Timeline:
             callback = timer.callback
             if callback is not None:
                 self.now = when
-                timer.callback = None
-                callback()
+                if timer.clock is not None:
+                    timer.clock.due(timer)
+                else:
+                    timer.callback = None
+                    callback()
                 return True
         return False
 
@@ -101,21 +114,20 @@ class ProcessClock:
         return WALL_EPOCH + self._timeline.now + self.wall_offset_s
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        outer = Timer(callback)
-        slept_s = self._slept_s if self._asleep_since is None else self.slept_s
-        self._timeline.call_later(delay_s, lambda: self._due(outer, slept_s))
-        return outer
+        timer = Timer(callback, self, self._slept_s if self._asleep_since is None else self.slept_s)
+        self._timeline.put(delay_s, timer)
+        return timer
 
-    def _due(self, timer: Timer, slept_s: float) -> None:
+    def due(self, timer: Timer) -> None:
         """The delay is over for the world; not yet for a process that slept meanwhile."""
-        late_s = self.slept_s - slept_s
+        late_s = self.slept_s - timer.slept_s
         if late_s < 1e-9 or self._dead:
             self._fire(timer)
-        elif timer.callback is not None:
-            if self._asleep_since is None:
-                self._timeline.call_later(late_s, lambda: self._due(timer, slept_s + late_s))
-            else:  # so much of its delay is left when it wakes
-                self._dreams.append((timer, late_s))
+        elif self._asleep_since is None:
+            timer.slept_s += late_s
+            self._timeline.put(late_s, timer)
+        else:  # so much of its delay is left when it wakes
+            self._dreams.append((timer, late_s))
 
     def deliver(self, callback: Callable[[], None]) -> None:
         """Something from outside reaches the process: now, when it goes on, or never."""
@@ -150,8 +162,8 @@ class ProcessClock:
             self._asleep_since = None
         dreams, self._dreams = self._dreams, []
         for timer, left_s in dreams:
-            slept_s = self._slept_s
-            self._timeline.call_later(left_s, lambda t=timer, s=slept_s: self._due(t, s))  # type: ignore[misc]
+            timer.slept_s = self._slept_s
+            self._timeline.put(left_s, timer)
         self._suspended = False
         parked, self._parked = self._parked, []
         for i, timer in enumerate(parked):

@@ -96,21 +96,21 @@ class Standing:
         """Whatever waits in the manager is bounded by a setting."""
         settings = manager.settings
         waiters = [w for entry in manager.jobs.values() for w in entry.waiters]
-        sizes = {
-            "waiting messages": (len(manager._inbox), settings.inbox_max),
-            "ticks": (sum(isinstance(item, ev.TimePassed) for item in manager._inbox), 1),
-            "output requests": (len(manager._requests.outputs._relays), settings.relays_max),
-            "waiting readers": (len(waiters), settings.waiters_max),
-        }
-        for entry in manager.jobs.values():
-            sizes[f"watchers of {entry.record.job}"] = (len(entry.watchers), settings.watchers_per_job_max)
+        _bound("waiting messages", "", len(manager._inbox), settings.inbox_max)
+        _bound("ticks", "", sum(isinstance(item, ev.TimePassed) for item in manager._inbox), 1)
+        _bound("output requests", "", len(manager._requests.outputs._relays), settings.relays_max)
+        _bound("waiting readers", "", len(waiters), settings.waiters_max)
+        for job, entry in manager.jobs.items():
+            _bound("watchers of job", job, len(entry.watchers), settings.watchers_per_job_max)
+        # adopted ones and those that a lost assignment left behind come on top of what is assigned
+        kept_there = max(self._world.settings.queued_max) + 2 * max(self._world.settings.finished_max)
         for name, view in manager.scheduler.workers().items():
-            # adopted ones and those that a lost assignment left behind come on top of what is assigned
-            kept_there = max(self._world.settings.queued_max) + 2 * max(self._world.settings.finished_max)
-            sizes[f"attempts of {name}"] = (view.in_hand, settings.scheduler.backlog_max + kept_there)
-        for what, (count, most) in sizes.items():
-            if count > most:
-                raise BrokenLawError("unbounded", f"{what}: {count}, allowed are {most}")
+            _bound("attempts of", name, view.in_hand, settings.scheduler.backlog_max + kept_there)
         asked = Counter((w.sender, w.request.id) for w in waiters)
         if asked and max(asked.values()) > 1:
             raise BrokenLawError("unbounded", "a repeated request waits twice, and will be answered twice")
+
+
+def _bound(what: str, whose: object, count: int, most: int) -> None:
+    if count > most:
+        raise BrokenLawError("unbounded", f"{what} {whose}: {count}, allowed are {most}")
