@@ -21,9 +21,10 @@ from kestrel.sim.world import World, WorldSettings, play
 PATIENT = WorldSettings(
     questions_max=0,
     scheduler=SchedulerSettings(
-        lookahead_s=0.5, batch_max=20, backlog_max=20, lease_s=20.0, probe_s=4.0, settle_s=10.0
+        lookahead_s=0.5, batch_max=20, backlog_max=20, lease_s=30.0, probe_s=4.0, settle_s=10.0
     ),
 )
+"""Leases outlast the longest silence of a cable: a manager that hears nothing for longer gives up workers."""
 
 
 def plans(random: Random, scripts: Scripts) -> list[list[JobPlan]]:
