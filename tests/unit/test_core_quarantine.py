@@ -359,6 +359,31 @@ def test_tasks_that_must_not_run_twice_are_no_probes() -> None:
     assert [e.tasks for e in pool.submit(3, 1) if e.worker == BAD] == [[0]], "it waited for one that may"
 
 
+def test_tasks_that_must_not_run_twice_are_probes_where_nobody_else_could_run_them() -> None:
+    pool = quarantined()
+    pool.do(ev.JobCancelled(1), ev.WorkerLost(GOOD, "gone"))
+    pool.submit(2, 2, restart=False)
+    assert pool.scheduler.workers()[BAD].in_hand == 0
+    wait(pool, 30.0)
+    ((attempt, task),) = [(a.id, a.task) for a in pool.scheduler._books.pool.workers[BAD].hand.values()]
+    pool.do(joined(GOOD))
+    pool.effects(pool.report(BAD, ended(2, task, attempt, FAILED)))
+    assert pool.scheduler.task_state(2, task) is TaskState.FAILED, "it ran, and must not run twice"
+    assert pool.is_barred()[0]
+
+
+def test_a_job_that_fails_on_the_only_worker_that_could_run_it_comes_to_its_end() -> None:
+    """Were the worker blamed for ever, it never would."""
+    pool = quarantined()
+    pool.do(ev.JobCancelled(1), ev.WorkerLost(GOOD, "gone"))
+    pool.submit(2, 1, retries=1)
+    for _ in range(2):
+        wait(pool, (pool.scheduler._books.quarantine.next_parole() or 0.0) - pool.now)
+        ((attempt, task),) = [(a.id, a.task) for a in pool.scheduler._books.pool.workers[BAD].hand.values()]
+        effects = pool.effects(pool.report(BAD, ended(2, task, attempt, FAILED)))
+    assert fx.RecordJobEnded(2, JobState.FAILED) in effects
+
+
 def test_a_pardon_by_a_user_lifts_the_quarantine() -> None:
     pool = quarantined()
     pool.do(ev.WorkerDrained(BAD, drained=False))

@@ -151,8 +151,9 @@ class Matching:
         return self.jobs[min(signature.best() for signature in fitting)[2]]
 
     def probe_for(self, cls: WorkerClass, slots: int) -> Job | None:
-        """A job with a queued task that may run again and fits into so many slots of such a worker; the order
-        is that of `best`. Looks at `PROBED_JOBS_MAX` jobs per signature at most."""
+        """A job with a queued task that fits into so many slots of such a worker, and that may run again or
+        that nobody could run who takes tasks as usual; the order is that of `best`. Looks at
+        `PROBED_JOBS_MAX` jobs per signature at most."""
         fitting: list[tuple[int, int, JobId]] = []
         for signature in cls.signatures:
             if signature.ready and signature.slots <= slots:
@@ -163,7 +164,8 @@ class Matching:
                     for job in waiting
                 )
                 seen = islice(jobs, PROBED_JOBS_MAX)
-                fitting += [rank for rank in seen if self.jobs[rank[2]].terms.restart]
+                alone = not signature.capacity
+                fitting += [rank for rank in seen if alone or self.jobs[rank[2]].terms.restart]
         return self.jobs[min(fitting)[2]] if fitting else None
 
     # --- workers --------------------------------------------------------------------------------------

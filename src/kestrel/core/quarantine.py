@@ -17,8 +17,10 @@ failures count against the job until a success ends it, or two broken machines w
 
 Both kinds give back what they have not started, and are paroled: after a while they get one task of a job
 that may run again, as a probe. If it fails, the worker is blamed, not the task; should it fail elsewhere
-too, the worker is acquitted. Costs O(1) per failure, per report of a worker in trouble and per probe, a
-logarithm of the workers in trouble included; nothing is kept per task but on probes that failed.
+too, the worker is acquitted. A job that nobody else could run would wait for ever: its tasks are probes
+even if they must not run twice, and their failures are their own. Costs O(1) per failure, per report of a
+worker in trouble and per probe, a logarithm of the workers in trouble included; nothing is kept per task but
+on probes that failed.
 
 Called by `outcomes`, `dispatch` and `scheduler`. Forgotten with the worker that leaves, and with this life.
 """
@@ -145,10 +147,15 @@ class Quarantine:
         elif end is AttemptEnd.FAILED:
             bar.parole_s = min(bar.parole_s * 2, self.books.settings.parole_s_max)
             self._parole(worker, bar)
-            return not attempt.void and not attempt.job.wants_cancel(attempt.task)
+            return not attempt.void and self._may_blame(worker, attempt)
         else:
             self._parole(worker, bar)
         return False
+
+    def _may_blame(self, worker: Worker, probe: Attempt) -> bool:
+        """Whether the task is to run again, and somebody else could: else it would never come to an end."""
+        job = probe.job
+        return job.terms.restart and not job.wants_cancel(probe.task) and self._others_can(worker, job)
 
     def hand_changed(self, worker: Worker) -> None:
         """It gave tasks back, or came back without them: if a probe was among them, another follows later."""
