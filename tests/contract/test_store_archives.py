@@ -20,9 +20,10 @@ from kestrel.core.effects import RecordCancelled, RecordJobEnded, RecordTrouble
 from kestrel.core.model import JobState, TaskState
 from kestrel.errors import EnvironmentProblem, UsageError
 from kestrel.ports import ReadResults
-from kestrel.store.backup import EPOCHS_LEAPT, JOBS_LEAPT, back_up
+from kestrel.store.backup import back_up
 from kestrel.store.checking import check
 from kestrel.store.export import exported
+from kestrel.store.lives import EPOCHS_LEAPT, JOBS_LEAPT
 from kestrel.store.places import make_store, open_archive, without_password
 from kestrel.store.sqlite import SqliteStore
 from parts.need import need
@@ -133,16 +134,20 @@ def test_a_dump_beside_the_manager_is_restored_by_the_steps_that_are_printed(
     database.bench.done(*(result(n, n + 1) for n in range(40, 50)), job(2, 1))
     database.bench.store.close()
     environment = {**os.environ, "PGPASSWORD": parts.postgres.PASSWORD}
-    done = subprocess.run(
-        ["sh", "-ec", "\n".join(made.steps)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    report = check(database.place)
-    assert report.sound, report.flaws
-    content = database.bench.open()
-    assert [r.counts.completed for r in content.jobs] == [40]
-    assert content.epoch == 1 + EPOCHS_LEAPT + 1
-    assert content.next_job == 2 + JOBS_LEAPT
+    epoch, next_job = 1, 3
+    for _ in range(2):  # what ran between the two must not be mistaken for what comes after the second
+        done = subprocess.run(
+            ["sh", "-ec", "\n".join(made.steps)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        report = check(database.place)
+        assert report.sound, report.flaws
+        content = database.bench.open()
+        database.bench.store.close()
+        assert [r.counts.completed for r in content.jobs] == [40]
+        assert content.epoch == epoch + EPOCHS_LEAPT + 1
+        assert content.next_job == next_job + JOBS_LEAPT
+        epoch, next_job = content.epoch, content.next_job
 
 
 def test_no_password_is_shown_to_who_lists_processes(

@@ -21,8 +21,9 @@ from kestrel.errors import EnvironmentProblem, StoreError, UsageError
 from kestrel.ports import AddJob, AddTasks, CommitDone, JobRecord
 from kestrel.protocol import messages as m
 from kestrel.store import SqliteStore
-from kestrel.store.backup import EPOCHS_LEAPT, JOBS_LEAPT, back_up
+from kestrel.store.backup import back_up
 from kestrel.store.checking import check
+from kestrel.store.lives import EPOCHS_LEAPT, JOBS_LEAPT
 from parts.disk import SmallDisk, small_disk
 
 __all__ = ["small_disk"]
@@ -78,6 +79,40 @@ def test_a_restored_backup_gives_no_number_that_was_given_since_it_was_made(
     assert (content.epoch + 100 * EPOCHS_LEAPT) << 32 < 2**53, "attempt ids must stay numbers in JSON"
     back_up(tmp_path / "copy.db", tmp_path / "again.db")
     assert check(tmp_path / "again.db").sound
+
+
+def opened(path: Path) -> tuple[int, int]:
+    """Epoch and next job of one more life."""
+    store = SqliteStore(path, lambda call: None)
+    content = store.open(lambda record: None)
+    store.close()
+    return content.epoch, content.next_job
+
+
+@pytest.mark.parametrize("how", ["backup", "file"])
+def test_a_copy_that_is_put_back_twice_gives_no_number_twice(path: Path, tmp_path: Path, how: str) -> None:
+    """What ran between the two may be in workers' hands as well."""
+    copy = tmp_path / "copy.db"
+    if how == "backup":
+        back_up(path, copy)
+    else:
+        shutil.copy(path, copy)
+    lives = [opened(path) for _ in range(3)]
+    for _ in range(3):
+        shutil.copy(copy, path)
+        epoch, job = opened(path)
+        assert epoch > max(e for e, _ in lives)
+        assert job >= max(j for _, j in lives) + JOBS_LEAPT
+        lives += [(epoch, job), *(opened(path) for _ in range(2))]
+    assert max(epoch for epoch, _ in lives) < 5 * EPOCHS_LEAPT
+    path.unlink()
+    assert opened(path)[0] > max(e for e, _ in lives), "a store that is made anew is a later one, too"
+
+
+def test_what_says_which_life_was_the_last_may_be_damaged(path: Path) -> None:
+    path.with_name("store.db.life").write_text("?")
+    assert opened(path) == (2, 2)
+    assert opened(path) == (3, 2)
 
 
 def test_only_its_owner_may_read_a_backup(path: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_log_whose_file_is_gone_is_not_put_into_a_new_one(shelf: Shelf) -> Non
         "UPDATE results SET task = 99999 WHERE task = 7",
         "UPDATE results SET state = 999 WHERE task = 7",
         "INSERT INTO cancelled VALUES (1, 1999, 3000, 5000)",
-        "INSERT INTO troubles VALUES (1, 1999, 0, 0, 0, '[x')",
+        "INSERT INTO troubles VALUES (1, 1999, 0, 0, 0, '[x', 0)",
     ],
 )
 def test_rows_that_no_manager_has_written_are_damage(shelf: Shelf, statement: str) -> None:

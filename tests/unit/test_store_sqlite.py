@@ -447,7 +447,8 @@ def test_nothing_is_left_behind(path: Path) -> None:
         gc.collect()
     assert not any(t.name == "kestrel-store" for t in threading.enumerate())
     # Removing the lock file would let two managers lock two files of the same name.
-    assert sorted(p.name for p in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+    names = [path.name, f"{path.name}.life", f"{path.name}.lock"]
+    assert sorted(p.name for p in path.parent.iterdir()) == names
 
 
 def test_opening_twice_is_a_bug_and_a_failing_caller_gets_the_file_back(desk: Desk) -> None:

@@ -2,7 +2,7 @@
 
 A copy of a SQLite store counts epoch and job numbers on by a leap: when a manager starts with it, nothing
 that happened after the backup (attempts in workers' hands, jobs that the copy does not know) can be mistaken
-for something new. A dump of a database is as it is; who restores one runs `RESTORED_SQL` after it.
+for something new (`lives`). A dump of a database is as it is; the steps to restore it do the same.
 
 Called by `kestrel store backup`. It must never leave half a copy under the name that was asked for.
 """
@@ -19,19 +19,10 @@ from pathlib import Path
 
 from kestrel.errors import EnvironmentProblem, StoreError, UsageError
 from kestrel.store import checking
+from kestrel.store.lives import EPOCHS_LEAPT, JOBS_LEAPT, restore_database_steps
 from kestrel.store.places import file_of, is_database, open_archive, without_password
 from kestrel.store.sqlite_archive import connect_to_read
 from kestrel.store.sqlite_problems import explain
-
-EPOCHS_LEAPT = 10_000
-"""Attempt ids hold the epoch in 21 bits (2**53 >> 32): room for 200 restored backups of restored backups."""
-JOBS_LEAPT = 1_000_000
-
-RESTORED_SQL = (
-    f"UPDATE kestrel_lease SET epoch = epoch + {EPOCHS_LEAPT}, holder = ''; "
-    f"UPDATE kestrel_meta SET epoch = epoch + {EPOCHS_LEAPT}, next_job = next_job + {JOBS_LEAPT}"
-)
-"""To be run on a database that was restored from a dump, before a manager starts."""
 
 _DESTINATION_FAILED = {
     sqlite3.SQLITE_FULL,
@@ -204,12 +195,7 @@ def _sync(path: Path, flags: int) -> None:
 def _restore_steps(place: str | os.PathLike[str], destination: Path) -> list[str]:
     copy = shlex.quote(str(destination))
     if is_database(place):
-        shown = shlex.quote(without_password(place))
-        return [
-            "# stop all managers of the store, then",
-            f"pg_restore --clean --if-exists -d {shown} {copy}",
-            f'psql {shown} -c "{RESTORED_SQL}"',
-        ]
+        return restore_database_steps(shlex.quote(without_password(place)), copy)
     file = shlex.quote(str(file_of(place)))
     return [
         "# stop the manager, put the old file aside or remove it with its log, then",

@@ -19,6 +19,7 @@ from kestrel.errors import StoreError
 from kestrel.ports import JobRecord
 from kestrel.protocol import messages as m
 from kestrel.store.archive import Archive
+from kestrel.store.lives import restore_database_steps
 from kestrel.store.places import file_of, is_database, open_archive, without_password
 from kestrel.store.sqlite_problems import DAMAGED, NOT_A_STORE, repair_steps
 
@@ -177,7 +178,7 @@ def _steps(place: str | os.PathLike[str]) -> list[str]:
         return repair_steps(file_of(place))
     shown = shlex.quote(without_password(place))
     return [
-        "# stop all managers of this store, then put a backup in its place",
-        f"pg_restore --clean --if-exists -d {shown} BACKUP",
+        "# put a backup in its place:",
+        *restore_database_steps(shown, "BACKUP"),
         f"kestrel store check --store {shown}",
     ]

@@ -31,6 +31,7 @@ from kestrel.locks import lock_file
 from kestrel.ports import CommitFailed, JobRecord, Read, StoreContent, Write
 from kestrel.store import reads as rd
 from kestrel.store import schema
+from kestrel.store.lives import keep_life, leap_if_older
 from kestrel.store.sqlite_problems import explain, for_caller, in_use
 from kestrel.store.sqlite_writer import Room, Writer
 from kestrel.store.writing import Done, Post, UnitQueue
@@ -199,8 +200,11 @@ class SqliteStore:
         # One transaction: a file that cannot be read is not written to either.
         connection.execute("BEGIN IMMEDIATE")
         rd.begin_life(connection, self._pool)
+        leap_if_older(connection, self.path)
         content = rd.read_content(connection, terms_of)
         connection.execute("COMMIT")
+        if self._durable:
+            keep_life(self.path, content.epoch)
         return content
 
     def _serve(self, writer: Writer, room: Room) -> None:
