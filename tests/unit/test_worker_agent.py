@@ -604,3 +604,28 @@ def test_what_memory_may_hold_fits_into_the_spool() -> None:
     settings = World().agent.settings
     worst_overshoot = 64 * 1024 * 1024  # what may still be running when the bound is reached
     assert settings.finished_bytes_max + worst_overshoot <= SPOOL_BYTES_MAX
+
+
+def test_what_ran_while_nobody_listened_can_all_be_named_when_somebody_is_back() -> None:
+    """What is not named counts as not held: it would be run again, or, if it must not, set aside."""
+    world = World(slots=2)
+    world.join()
+    spec = m.TaskSpec(command=["true"])
+    for first in range(0, 4000, 1000):
+        attempt = (1 << 32) + 1 + first
+        world.tell(m.Tasks(job=1, attempt=attempt, tasks=list(range(first, first + 1000)), spec=spec))
+    world.agent.on_down("the cable")
+    begun: list[int] = []
+    while world.started:
+        started, world.started = world.started, []
+        begun += [s.attempt for s in started]
+        for s in started:
+            world.end(s.attempt, wall_s=0.001)
+    assert 2000 < len(begun) < 4000
+    world.taken()
+    world.agent.on_up(ME)
+    (profile,) = [message for message in world.taken() if isinstance(message, m.Profile)]
+    assert {h.attempt for h in profile.held} >= set(begun)
+    assert codec.wire_size(codec.encode(profile)) <= world.agent.settings.stanza_bytes_max
+    world.tell(m.Welcome(epoch=2, stanza_bytes_max=100_000))
+    assert not world.started, "to this manager no more can be named"

@@ -63,6 +63,7 @@ class Execution:
         self._recent: dict[AttemptId, None] = {}
         self._welcome: xe.ManagerWelcomed | None = None
         self._epoch: int | None = None
+        self._held_max = settings.held_max
         self._spool_failing = False
         self._draining = False
         self._left = False
@@ -215,12 +216,12 @@ class Execution:
 
     def _fill_slots(self, batch: Batch) -> None:
         settings = self.settings
-        if self._draining or not self._queue or self._may_not_start():
+        if self._draining or not self._queue:
             return
         taken: list[AttemptId] = []
         for attempt, waiting in self._queue.items():
             job = waiting.terms
-            if self._busy + job.slots > settings.slots + self._ahead(job):
+            if self._busy + job.slots > settings.slots + self._ahead(job) or self._may_not_start():
                 break
             self._busy += job.slots
             self._running[attempt] = Running(waiting)
@@ -239,10 +240,11 @@ class Execution:
         return min(settings.handover_max, int(settings.slots * settings.handover_s / max(job.mean_s, 1e-6)))
 
     def _may_not_start(self) -> bool:
-        """Whether what would end could not be kept."""
+        """Whether what would end could not be kept, or not be named in an introduction."""
         settings = self.settings
         return (
             self._spool_failing
+            or len(self._reports.kept) + len(self._running) >= self._held_max
             or len(self._reports.kept) >= settings.finished_max
             or self._reports.kept_bytes >= settings.finished_bytes_max
         )
@@ -363,6 +365,7 @@ class Execution:
             self._jobs.clear()  # the new life sends what it wants known
         self._on_manager_lost()
         self._welcome = event
+        self._held_max = event.held_max or self._held_max
         self._announced = None
         self._announce_after = 0.0
 

@@ -132,6 +132,8 @@ class ManagerWelcomed:
     report_delay_s: float
     report_bytes_max: int
     """Room for the attempts of one report."""
+    held_max: int = 0
+    """So many attempts can be named in an introduction to it; 0: as before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ class ExecutionSettings:
     """While so many finished attempts are not acknowledged, nothing new is started."""
     finished_bytes_max: int = 64 * 1024 * 1024
     """Likewise, by the size of their reports."""
+    held_max: int = 10_000
+    """So many attempts can be named in an introduction, until a welcome says otherwise. What runs and what is
+    not acknowledged is never more: what is not named counts as not held, and would be run again."""
     report_attempts_max: int = 1000
     report_resend_s: float = 20.0
     """A report that was not acknowledged for so long is sent again, unchanged."""

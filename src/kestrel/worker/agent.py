@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 ENVELOPE_BYTES = 1024
 """Room for what is around the content of a message."""
-HELD_BYTES = 64
-"""Room for one held attempt in a profile."""
+HELD_BYTES = 66
+"""Room for one held attempt in a profile, whatever its numbers are."""
 
 
 class WorkerAgent:
@@ -56,6 +56,7 @@ class WorkerAgent:
         self.settings = settings
         self.outputs = Outputs(settings.output_directory)
         self.counters: Counter[str] = Counter()
+        self._stanza_bytes_max = settings.stanza_bytes_max
         self.keeper = Keeper(clock, spool, self.counters, self._on_spool_changed)
         self.on_left: Callable[[], None] = _nothing
         """Called once when everything is done after `shutdown`."""
@@ -69,6 +70,7 @@ class WorkerAgent:
                 finished_max=settings.finished_max,
                 finished_bytes_max=settings.finished_bytes_max,
                 handover_s=settings.handover_s,
+                held_max=self._held_max(settings.stanza_bytes_max),
             ),
             render,
             life=spool.life,
@@ -83,7 +85,6 @@ class WorkerAgent:
         """What the machine was told last."""
         self._epoch = 0
         """Of the life that welcomed us last."""
-        self._stanza_bytes_max = settings.stanza_bytes_max
         self._tail_bytes = 4096
         self._deadline: float | None = None
         self._timer: TimerHandle | None = None
@@ -205,8 +206,12 @@ class WorkerAgent:
     def _introduce(self) -> None:
         """Show ourselves, and say who we are and what we hold."""
         self._announce(self.execution.load())
-        room = self._stanza_bytes_max - ENVELOPE_BYTES - len(codec.encode(self.settings.profile))
-        self._handle(xe.IntroductionDue(max(1, room // HELD_BYTES)))
+        self._handle(xe.IntroductionDue(self._held_max(self._stanza_bytes_max)))
+
+    def _held_max(self, stanza_bytes_max: int) -> int:
+        """How many attempts a profile can name."""
+        room = stanza_bytes_max - ENVELOPE_BYTES - len(codec.encode(self.settings.profile))
+        return max(1, room // HELD_BYTES)
 
     def _on_welcome(self, sender: str, welcome: m.Welcome) -> None:
         if welcome.epoch < self._epoch:
@@ -227,10 +232,10 @@ class WorkerAgent:
         log.info("welcomed", extra={"manager": sender, "pool": welcome.pool, "epoch": welcome.epoch})
         self._handle(self._welcome_event(welcome))
 
-    @staticmethod
-    def _welcome_event(welcome: m.Welcome) -> xe.ManagerWelcomed:
+    def _welcome_event(self, welcome: m.Welcome) -> xe.ManagerWelcomed:
         room = max(1, welcome.stanza_bytes_max - ENVELOPE_BYTES)
-        return xe.ManagerWelcomed(welcome.epoch, welcome.report_delay_s, room)
+        held_max = self._held_max(welcome.stanza_bytes_max)
+        return xe.ManagerWelcomed(welcome.epoch, welcome.report_delay_s, room, held_max)
 
     def _tell_ignored(self, what: str, count: int, epoch: int) -> None:
         """What another life of the manager said, as the machine counts it; one line in the log per kind."""
