@@ -114,6 +114,20 @@ def test_silence_ends_in_words_that_name_the_manager_and_the_last_trouble():
     play(lambda _: None, scene, answer_s_max=0.01)
 
 
+def test_a_submission_that_nobody_answered_can_be_repeated_as_the_same_job():
+    """Its id was made up here, and nobody else knows it."""
+
+    async def scene(client: Client, far: Far) -> None:
+        for args in ([["1"]], [["x" * 60_000]] * 9):
+            far.seen.clear()
+            with pytest.raises(EnvironmentProblem) as caught:
+                await client.submit(m.Job(command="true"), args)
+            assert caught.value.code == "no_answer"
+            assert f"--id {far.seen[0].id}" in caught.value.hint
+
+    play(lambda _: None, scene, answer_s_max=0.01)
+
+
 def test_a_refusal_is_raised_in_the_managers_words_and_a_wrong_answer_as_the_peers_fault():
     async def scene(client: Client, far: Far) -> None:
         with pytest.raises(RequestError) as caught:

@@ -42,6 +42,8 @@ RETURN_S = 10.0
 """So long after a manager's return its workers may still be on their way back."""
 NOT_NOW = frozenset(("going", "busy"))
 """Refusals that are no answer: the manager is leaving, or has too much to do. The request is repeated."""
+UNCERTAIN = NOT_NOW | {"no_answer", "closed", "store"}
+"""After these nobody knows whether a submission was, or will be, accepted."""
 
 _T = TypeVar("_T")
 UserRequest = m.UserToManager
@@ -306,7 +308,8 @@ class Client:
 
         The answer comes when all of it is stored. Repeating a submission with the same `job.id` gives
         the same job, and goes on where it broke off. A job without such an id cannot be gone on with, so
-        it is cancelled when its submission breaks off (also when `args` raises). Raises as `request`.
+        it is cancelled when its submission breaks off (also when `args` raises). Raises as `request`; where
+        it may have been accepted all the same, the hint names the id.
         """
         resumable = bool(job.id)
         if not job.id:
@@ -314,16 +317,13 @@ class Client:
         if args is None and job.args is not None:
             args = job.args
         if args is None:
-            accepted = await self.request(job, m.Accepted)
-            return _submission(accepted)
+            return await self._begin(job)
         portions = pieces(args)
         first = next(portions, [])
         second = next(portions, None)
         if second is None:
-            accepted = await self.request(msgspec.structs.replace(job, args=first), m.Accepted)
-            return _submission(accepted)
-        accepted = await self.request(msgspec.structs.replace(job, args=first, open=True), m.Accepted)
-        submission = _submission(accepted)
+            return await self._begin(msgspec.structs.replace(job, args=first))
+        submission = await self._begin(msgspec.structs.replace(job, args=first, open=True))
         try:
             size = await self._extend(submission.job, len(first), second, portions, close=not job.open)
         except BaseException:
@@ -331,6 +331,15 @@ class Client:
                 self._send(m.Cancel(job=submission.job))  # it goes out before the stream is closed
             raise
         return Submission(submission.job, size, submission.warning)
+
+    async def _begin(self, job: m.Job) -> Submission:
+        """Send the job, with its first tasks or all."""
+        try:
+            return _submission(await self.request(job, m.Accepted))
+        except KestrelError as problem:
+            if problem.code in UNCERTAIN:
+                problem.hint += f"; with --id {job.id} it is the same job, should it have been accepted"
+            raise
 
     async def _extend(
         self,
