@@ -65,8 +65,8 @@ def restore_database_steps(shown: str, copy: str) -> list[str]:
         "# stop all managers of the store, then",
         f"EPOCH={old('epoch')} JOB={old('next_job')}",
         f"pg_restore --clean --if-exists --single-transaction -d {shown} {copy}",
-        f'psql {shown} -c "UPDATE kestrel_meta SET epoch = greatest(epoch, $EPOCH) + {EPOCHS_LEAPT},'
-        f" next_job = greatest(next_job, $JOB) + {JOBS_LEAPT};"
+        f'psql {shown} -c "UPDATE kestrel_meta SET epoch = greatest(epoch, ${{EPOCH:-0}}) + {EPOCHS_LEAPT},'
+        f" next_job = greatest(next_job, ${{JOB:-0}}) + {JOBS_LEAPT};"
         " UPDATE kestrel_lease SET epoch = (SELECT epoch FROM kestrel_meta), holder = ''\"",
     ]
 
