@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import kestrel.client.client
 from kestrel.client import Client, RequestError
 from kestrel.errors import EnvironmentProblem, PeerError, UsageError
 from kestrel.ports import Show
@@ -348,6 +349,25 @@ def test_an_end_that_was_missed_while_the_link_was_down_is_heard_of_when_it_is_b
         assert (await waiting).finished == 5.0
 
     play(lambda r: m.JobStatus(re=r.id, jobs=[info(1)]), scene)
+
+
+def test_who_waits_for_a_job_waits_through_a_store_that_fails(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kestrel.client.client, "WATCH_S", 0.005)
+    answers: list[Callable[[Any], m.Message]] = [
+        lambda r: m.JobStatus(re=r.id, jobs=[info(1)]),
+        lambda r: m.Error(re=r.id, code="store", text="the connection to the database is lost"),
+        lambda r: m.Error(re=r.id, code="store_full", text="no room left"),
+        lambda r: m.JobStatus(re=r.id, jobs=[info(1, finished=5.0)]),
+    ]
+
+    async def scene(client: Client, far: Far) -> None:
+        assert (await client.wait(1)).finished == 5.0
+
+    def answer(request: Any) -> m.Message:
+        return answers.pop(0)(request)
+
+    play(answer, scene)
+    assert answers == []
 
 
 def test_a_wait_that_is_given_up_stops_watching():

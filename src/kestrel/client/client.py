@@ -42,8 +42,10 @@ RETURN_S = 10.0
 """So long after a manager's return its workers may still be on their way back."""
 NOT_NOW = frozenset(("going", "busy"))
 """Refusals that are no answer: the manager is leaving, or has too much to do. The request is repeated."""
-UNCERTAIN = NOT_NOW | {"no_answer", "closed", "store"}
-"""After these nobody knows whether a submission was, or will be, accepted."""
+UNCERTAIN = NOT_NOW | {"no_answer", "closed"}
+"""After these, and while the store fails, nobody knows whether a submission was, or will be, accepted."""
+STORE_FAILS = "store"
+"""So begin the codes with which a manager says that its store does not work now."""
 
 _T = TypeVar("_T")
 UserRequest = m.UserToManager
@@ -337,7 +339,7 @@ class Client:
         try:
             return _submission(await self.request(job, m.Accepted))
         except KestrelError as problem:
-            if problem.code in UNCERTAIN:
+            if problem.code in UNCERTAIN or problem.code.startswith(STORE_FAILS):
                 problem.hint += f"; with --id {job.id} it is the same job, should it have been accepted"
             raise
 
@@ -414,14 +416,23 @@ class Client:
                     async with asyncio.timeout(WATCH_S):
                         return await asyncio.shield(ended)
                 except TimeoutError:  # events can be lost with a link or a manager
-                    status = await self.patiently(m.Watch(job=job), m.JobStatus)
-                    on_change(status.jobs[0])
+                    await self._look_again(job, on_change)
         finally:
             self._watchers[job].remove(on_change)
             if not self._watchers[job]:
                 del self._watchers[job]
                 if not ended.done():
                     self._send(m.Watch(job=job, stop=True))
+
+    async def _look_again(self, job: int, on_change: Callable[[m.JobInfo], None]) -> None:
+        try:
+            status = await self.patiently(m.Watch(job=job), m.JobStatus)
+        except RequestError as problem:
+            if not problem.code.startswith(STORE_FAILS):
+                raise
+            log.warning("store_awaited", extra={"text": problem.text})  # what runs goes on meanwhile
+        else:
+            on_change(status.jobs[0])
 
     async def output(self, job: int, task: int, stream: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The bytes that a task has written so far, from `offset` on, in pieces."""
