@@ -292,6 +292,18 @@ def test_time_in_which_the_manager_stood_still_does_not_shorten_the_grace_period
     )
 
 
+def test_a_standstill_shorter_than_a_lease_lengthens_the_grace_period_by_what_is_beyond_a_pause() -> None:
+    rig = Rig(settle_s=3.0, probe_s=5.0, standstill_s=1.0)
+    rig.effects(restored([QUEUED]), ev.WorkersExpected(["a@p/1"]))
+    began = rig.now
+    rig.now += 4.0
+    rig.expect(after=ev.TimePassed())
+    assert rig.scheduler.next_wake(rig.now) == began + 3.0 + 3.0
+    rig.now += 0.9
+    rig.expect(after=ev.TimePassed())
+    assert rig.scheduler.next_wake(rig.now) == began + 6.0
+
+
 # --- what counts once ---------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,8 @@ class SchedulerSettings:
     """After so long a quarantined worker gets a probe; after twice as long, when it failed one …"""
     parole_s_max: float = 600.0
     """… up to this."""
+    standstill_s: float = 1.0
+    """Calls of the scheduler come a few times a second; so long without one, and time stood still for it."""
     settle_s: float = 3.0
     """After a restart, how long tasks that may still run on a worker wait for it to come back."""
 

@@ -55,7 +55,8 @@ class Scheduler:
         The rule of *time that stood still*: when more than `probe_s` have gone by since the last call, it
         was the manager that was away (stopped, suspended, without its store), for a live one calls a few
         times a second. Nobody is lost for that silence: everybody counts as heard now, and is probed. The
-        grace period after a restart grows by the gap.
+        grace period after a restart grows by the gap. A gap of more than `standstill_s` lengthens only that,
+        by what is beyond: it is short, and a store that is always as slow must not make it endless.
 
         Raises `InternalError` for events that no sound shell sends (an unknown job extended, a job
         submitted twice); such an event changes nothing, and those before it in the sequence are kept.
@@ -64,6 +65,8 @@ class Scheduler:
         gap_s, books.now = now - books.now, now
         if gap_s > books.settings.probe_s:
             self._excuse_silence(gap_s)
+        elif gap_s > books.settings.standstill_s:
+            books.settling.extend(gap_s - books.settings.standstill_s)
         self._refused.clear()
         time_passed = False
         for event in events:
