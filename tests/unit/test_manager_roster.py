@@ -146,6 +146,18 @@ class TestReturn:
         rig.manager.on_up("manager.example.org")
         assert (calls(rig), calls(rig, OTHER)) == (2, 1)
 
+    def test_a_break_of_our_connection_that_outlasts_every_lease_loses_nobody(self, rig: Rig):
+        rig.join(cores=1)
+        rig.join(OTHER, cores=1)
+        rig.manager.on_down("the server's machine restarts")
+        rig.run(10 * SETTINGS.scheduler.lease_s)
+        rig.manager.on_up("manager.example.org")
+        rig.run(SETTINGS.scheduler.lease_s / 2)
+        assert rig.ask(m.Pool()).count == 2
+        rig.manager.on_heard(WORKER)
+        rig.run(SETTINGS.scheduler.lease_s / 2 + 1)
+        assert [w.worker for w in rig.ask(m.Pool()).workers] == [WORKER]
+
     def test_no_more_than_one_tick_waits_for_a_store_that_is_away(self, rig: Rig):
         rig.store.commit = lambda *_unit, **_number: None  # type: ignore[method-assign]
         rig.tell(USER, m.Job(command="true"))

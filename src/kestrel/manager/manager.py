@@ -74,6 +74,8 @@ class Manager:
         self._lapsed = lapsed
         self._inbox: list[ev.Event | Request] = []
         self._time_waiting = False
+        self._deaf = False
+        """Our own connection is broken: nobody can be heard."""
         self._unit: Unit | None = None
         self._units = 0
         self._untold = False
@@ -161,6 +163,7 @@ class Manager:
     def on_up(self, address: str) -> None:
         """The manager's own connection is there (again): users come by themselves, workers are called."""
         self.address = address
+        self._deaf = False
         log.info("manager_up", extra={"address": address})
         if not self._closed:
             self.roster.came_up()
@@ -168,8 +171,10 @@ class Manager:
     def on_down(self, reason: str) -> None:
         """The manager's own connection broke: nobody's presence is known, but nobody is lost for that.
 
-        Whoever does not come back before its lease ends is lost then.
+        Time stands still for the scheduler until it is there again, however long that takes. Whoever does
+        not come back within a lease after it is lost then.
         """
+        self._deaf = True
         self.roster.went_down()
         log.warning("manager_down", extra={"reason": reason})
 
@@ -292,11 +297,12 @@ class Manager:
 
     def _tick(self) -> None:
         self._tick_due = self.clock.call_later(self.settings.tick_s, self._tick)
-        self._time_waiting = True
+        self._time_waiting = not self._deaf
         if not self.is_lapsed:
             self._requests.questions.expire()
             self.roster.tick()
-            self._flush_soon()
+            if self._time_waiting or self._inbox:
+                self._flush_soon()
 
     def _flush(self) -> None:
         self._flush_due = None
