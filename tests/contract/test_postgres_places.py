@@ -21,7 +21,9 @@ from parts.stores import Bench, Loop, Maker, ends, job, result, words
 
 parts.postgres.need_psycopg()
 
-from kestrel.store import postgres_schema as schema  # noqa: E402 - psycopg may be missing
+import psycopg  # noqa: E402 - it may be missing
+
+from kestrel.store import postgres_schema as schema  # noqa: E402
 from kestrel.store.postgres import PostgresSettings, PostgresStore  # noqa: E402
 from kestrel.store.postgres_archive import PostgresArchive  # noqa: E402
 from kestrel.store.postgres_problems import explain  # noqa: E402
@@ -278,6 +280,25 @@ def test_what_may_pass_is_tried_again_and_nothing_shows_a_password(sqlstate: str
     assert "postgresql://here" in problem.text
     assert problem.hint
     assert SECRET not in shown(problem)
+
+
+def test_a_server_that_is_not_there_is_told_in_one_line_without_questions() -> None:
+    said = (
+        'connection failed: connection to server at "127.0.0.1", port 1 failed: Connection refused\n'
+        "\tIs the server running on that host and accepting TCP/IP connections?"
+    )
+    problem = explain(psycopg.OperationalError(said), "postgresql://here")
+    assert problem.retry
+    assert problem.text == (
+        "the database postgresql://here cannot be reached: "
+        'connection to server at "127.0.0.1", port 1 failed: Connection refused'
+    )
+
+
+def test_an_address_that_cannot_be_is_not_tried_again() -> None:
+    problem = explain(psycopg.OperationalError('connection is bad: invalid port number: "99999"'), "here")
+    assert not problem.retry
+    assert problem.hint == "correct the port in it"
 
 
 def archived(place: str) -> Archive:

@@ -258,3 +258,40 @@ def test_an_end_of_the_connection_for_good_is_what_requests_fail_with():
                 await question
 
     play(silent, scene)
+
+
+def test_who_waits_for_an_absent_manager_is_told_once_and_again_when_it_goes_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kestrel.client.client.UNANSWERED_S", 0.01)
+
+    async def scene(client: Client, lives: Lives) -> None:
+        lives.there = False
+        for _ in range(2):
+            client.on_unavailable(MANAGER, "restarts")
+            for _ in range(2):
+                with pytest.raises(EnvironmentProblem, match="no answer"):
+                    await client.request(m.Help(), m.Text)
+            client.on_available(MANAGER, Show.ONLINE, "")
+        client.on_down("the server is gone")  # the link itself says that
+        with pytest.raises(EnvironmentProblem, match="no answer"):
+            await client.request(m.Help(), m.Text)
+
+    with caplog.at_level("WARNING", logger="kestrel.client"):
+        play(silent, scene, answer_s_max=0.05)
+    told = [r.__dict__["text"] for r in caplog.records if r.getMessage() == "answer_awaited"]
+    assert told == [f"the manager {MANAGER} is not there (restarts)"] * 2
+
+
+def test_a_manager_that_is_there_may_think_as_long_as_it_likes_in_silence(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("kestrel.client.client.UNANSWERED_S", 0.01)
+
+    async def scene(client: Client, lives: Lives) -> None:
+        with pytest.raises(EnvironmentProblem, match="no answer"):
+            await client.request(m.Help(), m.Text)
+
+    with caplog.at_level("WARNING", logger="kestrel.client"):
+        play(silent, scene, answer_s_max=0.05)
+    assert [r.getMessage() for r in caplog.records] == []

@@ -279,3 +279,19 @@ def test_a_lease_that_cannot_be_renewed_is_kept_by_who_would_not_stand_by_again(
     pool.first.line.broken = False
     pool.run(1)
     assert pool.first.acts()
+
+
+def test_trouble_for_which_the_owner_gives_up_is_his_to_tell(caplog: pytest.LogCaptureFixture):
+    timeline, row = Timeline(), Row()
+    first, second = Candidate(timeline, row, "a"), Candidate(timeline, row, "b")
+    for candidate in (first, second):
+        candidate.line.broken = True
+    second.leadership.on_trouble = lambda _problem: second.leadership.close()
+    with caplog.at_level("WARNING", logger="kestrel.manager"):
+        second.leadership.stand_by()
+        pass_time(timeline, 2)
+        assert (second.line.asked, caplog.records) == (["look"], [])
+        first.leadership.stand_by()
+        pass_time(timeline, 2)
+    assert len(first.line.asked) > 1
+    assert [r.getMessage() for r in caplog.records] == ["lease_not_seen"]

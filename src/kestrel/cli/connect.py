@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from kestrel.cli.logs import set_up_logs
+from kestrel.cli.logs import tell_in_words
 from kestrel.client import Client
 from kestrel.client.connect import connected
 from kestrel.config import PoolAccess, pool_access_path
@@ -30,8 +29,7 @@ def access_of(pool: str | None) -> PoolAccess:
 @asynccontextmanager
 async def connected_client(pool: str | None = None, *, answer_s_max: float = 30.0) -> AsyncIterator[Client]:
     """A connected client of a pool's manager. Raises `KestrelError` with what is wrong and the cure."""
-    if not logging.getLogger("kestrel").handlers:
-        set_up_logs(verbose=False)
+    tell_in_words()
     access = access_of(pool)
     client = Client(access.manager, answer_s_max=answer_s_max)
     async with connected(client, access):

@@ -38,6 +38,8 @@ ABSENCE_S_MAX = 900.0
 """How long a manager may be away before waiting for results, or for the end of a job, is given up."""
 WATCH_S = 15.0
 """How often a watch is asked for again: a new manager does not know of it, nor always we of the manager."""
+UNANSWERED_S = 5.0
+"""After so long it is said what an answer is waited for."""
 RETURN_S = 10.0
 """So long after a manager's return its workers may still be on their way back."""
 NOT_NOW = frozenset(("going", "busy"))
@@ -97,6 +99,8 @@ class Client:
         self._last_problem = ""
         self._absent_since = 0.0
         self._greeted = False
+        self._wait_told = False
+        """Whether it was said, since the manager was last heard of, that we wait for it."""
         self._returned_at: float | None = None
         """When a manager greeted us that did not know us, though one did before."""
         self._seeker = Seeker(self._announce, self._unheard_since)
@@ -141,6 +145,7 @@ class Client:
         if self._greeted:
             self._returned_at = asyncio.get_running_loop().time()
         self._greeted = self.manager_present = True
+        self._wait_told = False
         self._last_problem = ""
         self._send_all_again()
         self._seeker.again()
@@ -262,6 +267,7 @@ class Client:
         if pending.message != message:
             raise UsageError(f"another request with the id {key!r} is under way", hint="choose another id")
         pending.answers.append(future)
+        telling = loop.call_later(UNANSWERED_S, self._tell_wait, pending)
         try:
             if len(pending.answers) == 1:
                 self._send(message)
@@ -273,6 +279,7 @@ class Client:
                 raise self._no_answer() from None
             got = pending.refusal
         finally:
+            telling.cancel()
             pending.answers.remove(future)
             if not pending.answers:
                 del self._pending[key]
@@ -281,6 +288,15 @@ class Client:
         if not isinstance(got, answer):
             raise PeerError(f"the manager answered {type(got).__name__} to {type(message).__name__}")
         return got
+
+    def _tell_wait(self, pending: _Pending) -> None:
+        """Nobody shall sit in front of a silent command and wonder. A link that is down speaks for itself; a
+        manager that is there may hold a request back until there is something to answer."""
+        if self._wait_told or not self._up.is_set() or (self.manager_present and pending.refusal is None):
+            return
+        self._wait_told = True
+        text = pending.refusal.text if pending.refusal else self._last_problem
+        log.warning("answer_awaited", extra={"text": text or f"the manager {self.manager} does not answer"})
 
     def _no_answer(self) -> KestrelError:
         text = f"no answer from the manager {self.manager} in {self.answer_s_max:g} s"

@@ -98,7 +98,7 @@ class Leadership:
         self.on_view: Callable[[LeaseView], None] | None = None
         """What every look of who stands by shows."""
         self.on_trouble: Callable[[StoreError], None] | None = None
-        """A question was not answered; it is put again."""
+        """A question was not answered; it is put again, unless this closes the candidacy."""
         self._patience_s = patience_s
         self._clock = clock
         self._book = book
@@ -306,12 +306,12 @@ class Leadership:
     # --- logs ---------------------------------------------------------------------------------------------
 
     def _trouble(self, event: str, problem: StoreError) -> None:
-        """Logged once for each kind of trouble in a row."""
-        if self.problem is None or self.problem.text != problem.text:
-            log.warning(event, extra={"epoch": self.epoch, "problem": problem.text})
-        self.problem = problem
+        """Logged once for each kind of trouble in a row; not if our owner gives up for it, and says so."""
+        former, self.problem = self.problem, problem
         if self.on_trouble is not None:
             self.on_trouble(problem)
+        if self._state is not _State.CLOSED and (former is None or former.text != problem.text):
+            log.warning(event, extra={"epoch": self.epoch, "problem": problem.text})
 
     def _well(self) -> None:
         if self.problem is not None:

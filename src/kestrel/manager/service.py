@@ -209,7 +209,8 @@ class ManagerService:
         def on_trouble(problem: StoreError) -> None:
             # A wrong address, another pool's database, a newer Kestrel's; or who may not wait cannot see.
             waited_in_vain = first_contact_s_max is not None and loop.time() - began >= first_contact_s_max
-            if not problem.retry or (seen is None and waited_in_vain):
+            if not leadership.held and (not problem.retry or (seen is None and waited_in_vain)):
+                leadership.close()
                 fail(problem)
 
         def fail(problem: StoreError) -> None:
@@ -302,7 +303,7 @@ def _moved(former: LeaseView, view: LeaseView) -> bool:
 def _in_use(holder: str) -> StoreError:
     return StoreError(
         f"the store is in use by the manager {holder}" if holder else "the store is in use",
-        hint="stop that manager, or let this one stand by",
+        hint="stop that manager; `kestrel manager` can also wait for its end (--standby)",
         code=IN_USE,
         retry=True,
     )

@@ -15,6 +15,7 @@ FULL = "store_full"
 """Code of the `StoreError` when the disk of the server is full."""
 
 _MESSAGE_CHARS_MAX = 500
+_QUESTION = "Is the server running on that host and accepting TCP/IP connections?"
 
 _BY_STATE: dict[str, tuple[str, str, bool]] = {
     "53100": (
@@ -132,6 +133,9 @@ _BY_WORDS: tuple[tuple[str, tuple[str, str, bool]], ...] = (
         "failed to resolve host",
         ("there is no host as in {place}: {problem}", "correct the host in the address of the store", False),
     ),
+    ("invalid port number", (
+        "the address of the database {place} cannot be used: {problem}", "correct the port in it", False
+    )),
     ("Connection refused", _UNREACHABLE),
     ("No such file or directory", _UNREACHABLE),
     ("timeout", _UNREACHABLE),
@@ -196,5 +200,7 @@ def _find(problem: Exception, said: str) -> tuple[str, str, bool]:
 def _words(problem: Exception, secret: str) -> str:
     diagnosis = getattr(problem, "diag", None)
     said = (diagnosis.message_primary if diagnosis is not None else None) or str(problem)
-    said = " ".join(said.split())[:_MESSAGE_CHARS_MAX]
+    # libpq asks a question on a line of its own, which our hint answers; psycopg says twice that it failed.
+    said = " ".join(said.replace(_QUESTION, "").split()).removeprefix("connection failed: ")
+    said = said[:_MESSAGE_CHARS_MAX]
     return said.replace(secret, "…") if secret else said

@@ -84,6 +84,7 @@ def repair_steps(path: Path) -> list[str]:
     file = shlex.quote(str(path))
     aside = shlex.quote(f"{path}.damaged")
     return [
+        "# first of all: is this the right file? If it never was a store, leave it alone",
         "# stop the manager, and put the damaged file aside with its log",
         f"mkdir {aside} && mv {file} {aside}/store.db",
         f"for x in wal shm; do test ! -e {file}-$x || mv {file}-$x {aside}/store.db-$x; done",

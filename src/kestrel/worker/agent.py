@@ -254,10 +254,13 @@ class WorkerAgent:
 
     def _on_error(self, error: m.Error) -> None:
         self.counters["errors"] += 1
-        log.warning("manager_error", extra={"code": error.code, "text": error.text, "hint": error.hint})
-        if error.code == "unknown_worker":
+        fields = {"code": error.code, "text": error.text, "hint": error.hint}
+        if error.code == "unknown_worker":  # every manager that starts says so
+            log.info("manager_error", extra=fields)
             self.joining.on_unknown()
-        elif error.code == "version":
+            return
+        log.warning("manager_error", extra=fields)
+        if error.code == "version":
             self._fail(error.text, error.hint)
 
     def _fail(self, text: str, hint: str) -> None:

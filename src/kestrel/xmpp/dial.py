@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import ipaddress
 import logging
+import os
 import random
 import socket
 import ssl
@@ -195,7 +196,9 @@ async def connect(
             except TimeoutError:
                 faults.append(f"{host}:{port}: no answer in {CONNECT_S_MAX:g} s")
             except OSError as problem:
-                faults.append(f"{host}:{port}: {problem.strerror or problem}")
+                # asyncio's own words for it name the address once more, and not the cause
+                cause = os.strerror(problem.errno) if problem.errno else problem.strerror or problem
+                faults.append(f"{host}:{port}: {cause}")
     raise EnvironmentProblem(
         f"No XMPP server can be reached ({'; '.join(faults)}).",
         hint="Is the server running? Are address and port right?",
