@@ -314,6 +314,19 @@ def test_a_worker_that_is_older_or_newer_than_the_manager_is_told_so(rig: Rig, p
     assert rig.ask(m.Pool()).count == 0
 
 
+def test_a_worker_that_knows_a_later_life_of_the_manager_gets_no_tasks_that_it_would_ignore(rig: Rig):
+    rig.tell(USER, m.Job(command="true"))
+    rig.tell(WORKER, m.Profile(epoch=rig.manager.epoch + 1))
+    rig.run(60)
+    (error,) = rig.to(WORKER, m.Error)
+    assert error.code == "older_life"
+    assert "restart the worker" in error.hint
+    assert rig.ask(m.Pool()).count == 0
+    rig.tell(WORKER, m.Profile(epoch=rig.manager.epoch))
+    rig.run()
+    assert rig.ask(m.Status(job=1)).jobs[0].counts.running == 1
+
+
 def test_many_jobs_fit_into_one_answer(rig: Rig):
     for _ in range(60):
         rig.ask(m.Job(command="<" * 10_000))

@@ -455,6 +455,16 @@ def test_what_a_replaced_manager_says_is_ignored_and_told_once(caplog: pytest.Lo
     assert len(world.started) == 1
 
 
+def test_an_introduction_names_the_life_that_welcomed_the_worker_last() -> None:
+    world = World()
+    world.agent.on_up(ME)
+    assert [p.epoch for p in world.taken() if isinstance(p, m.Profile)] == [0]
+    world.tell(m.Welcome(epoch=5))
+    world.tell(m.Welcome(epoch=4))
+    world.tell(m.Error(code="unknown_worker", text="I am back"))
+    assert [p.epoch for p in world.taken() if isinstance(p, m.Profile)] == [5]
+
+
 def test_the_end_of_an_account_managers_old_session_is_not_the_end_of_the_new_one() -> None:
     world = World()
     world.join()

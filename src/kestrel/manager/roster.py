@@ -182,6 +182,15 @@ class Roster:
                 hint="upgrade Kestrel on the worker" if older else "upgrade the manager first",
                 code="version",
             )
+        if profile.epoch > self.manager.epoch:
+            # It would ignore all that we give it, and tasks would be set aside for that.
+            log.warning("worker_of_newer_life", extra={"worker": sender, "its": profile.epoch})
+            raise UsageError(
+                f"the worker was welcomed by life {profile.epoch} of this pool's manager, and this is life "
+                f"{self.manager.epoch}",
+                hint="if the manager was given another store on purpose, restart the worker",
+                code="older_life",
+            )
         check_profile(profile, settings)
         if sender not in self.entries and len(self.entries) >= settings.workers_max:
             raise UsageError("the pool has as many workers as this manager takes", code="busy")

@@ -73,6 +73,9 @@ class Profile(Message, tag="profile", kw_only=True, frozen=True):
     protocol: Natural = PROTOCOL_VERSION
     held: list[HeldAttempt] = field(default_factory=list)
     """Attempts that this worker still has in hand, so that a manager can adopt them."""
+    epoch: Natural = 0
+    """Epoch of the latest welcome, 0 if there was none: it ignores managers of an older one, and one that
+    knows itself to be older must give it nothing."""
 
 
 class AttemptReport(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -371,7 +371,7 @@ class WorkerAgent:
                 self._send(m.Revoked(job=job, attempts=list(attempts)))
             case xe.SendProfile(held):
                 listed = [m.HeldAttempt(h.job, h.task, h.attempt) for h in held]
-                self._send(msgspec.structs.replace(self.settings.profile, held=listed))
+                self._send(msgspec.structs.replace(self.settings.profile, held=listed, epoch=self._epoch))
             case xe.AnnounceLoad():
                 self._announce(effect)
             case xe.LeavePool():
