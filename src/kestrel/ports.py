@@ -177,7 +177,7 @@ class CloseJob:
 
 @dataclass(frozen=True, slots=True)
 class DrainWorker:
-    """A user wants no more tasks on this worker, whether it is there or not (`drained` false: takes it back)."""
+    """A user wants no more tasks on this worker, be it there or not (`drained` false: wants it back)."""
 
     worker: WorkerId
     drained: bool
@@ -342,7 +342,7 @@ class LeaseBook(Protocol):
         """Read the row; on an empty database it is made first."""
         ...
 
-    def take(self, seen: LeaseView, holder: str, done: Callable[[int | None | StoreError], None]) -> None:
+    def take(self, seen: LeaseView, holder: str, done: Callable[[int | StoreError | None], None]) -> None:
         """Compare and set: if (epoch, beat) are still as seen, count the epoch up, which fences the former
         holder → the new epoch; None: somebody was quicker. Waits for a transaction of the former holder that
         is just being committed, but never for a holder that stands still."""
