@@ -51,7 +51,7 @@ bench: setup ## run the benchmarks; each prints its numbers
 		echo "== $$bench"; $(PY) $$bench; \
 	done
 
-soak: ## play new simulated histories until Ctrl-C; failing seeds are printed with the command to replay them
+soak: setup ## play new simulated histories until Ctrl-C; failing seeds are printed with the command to replay them
 	@$(PY) -m kestrel.sim --soak $(SOAK)
 
 chaos: setup ## 100,000 tasks while workers, managers, server and PostgreSQL are killed; ends with a table of zeros
