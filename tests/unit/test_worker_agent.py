@@ -519,6 +519,33 @@ def test_while_the_spool_is_full_nothing_is_started_and_it_goes_on_when_there_is
     assert world.presence[-1] == (DND, "2/2 slots busy, job 1")
 
 
+def test_while_there_is_no_room_to_spare_results_are_written_and_nothing_is_started() -> None:
+    class Short(Disk):
+        short = False
+
+        def check_room(self) -> None:
+            if self.short:
+                raise EnvironmentProblem("0.1 MiB are left")
+
+        def check(self) -> None:
+            self.check_room()
+
+    disk = Short()
+    world = World(spool=disk)
+    world.join()
+    disk.short = True
+    world.tell(m.Tasks(job=1, attempt=1, tasks=list(range(6)), spec=m.TaskSpec(command=["a"])))
+    for attempt in (1, 2):
+        world.end(attempt, wall_s=9.0)
+    world.pass_time(60)
+    begun = [s.attempt for s in world.started]
+    assert len(begun) < 6
+    assert set(disk.kept) >= {1, 2}
+    disk.short = False
+    world.pass_time(30)
+    assert len(world.started) > len(begun)
+
+
 def test_the_pauses_between_tries_to_write_grow_up_to_a_bound() -> None:
     disk = Disk()
     tried = []

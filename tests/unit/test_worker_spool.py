@@ -14,7 +14,10 @@ from kestrel.core.model import AttemptEnd
 from kestrel.errors import EnvironmentProblem
 from kestrel.ports import ProcessEnded
 from kestrel.worker.reports import render, report_message
-from kestrel.worker.spool import FileSpool, MemorySpool
+from kestrel.worker.spool import ROOM_BYTES_MIN, FileSpool, MemorySpool
+from parts.disk import SmallDisk, small_disk
+
+__all__ = ["small_disk"]
 
 
 def finished(attempt: int, out: str = "") -> Finished:
@@ -215,6 +218,20 @@ def test_trying_a_spool_leaves_no_trace(tmp_path: Path) -> None:
     spool.keep([finished(2)])
     spool.close()
     assert kept(tmp_path) == [finished(1), finished(2)]
+
+
+def test_a_disk_with_little_room_is_named_while_results_still_fit(small_disk: SmallDisk) -> None:
+    spool = FileSpool(small_disk.path)
+    spool.check()
+    small_disk.fill(leave_bytes=ROOM_BYTES_MIN // 2)
+    spool.keep([finished(1)])
+    for look in (spool.check_room, spool.check):
+        with pytest.raises(EnvironmentProblem, match=r"0\.5 MiB are left on the disk of"):
+            look()
+    small_disk.empty()
+    spool.check()
+    spool.close()
+    assert kept(small_disk.path) == [finished(1)]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -56,9 +56,11 @@ class Keeper:
         if not self.failing:
             try:
                 self._spool.keep(finished)
-                return
             except EnvironmentProblem as problem:
                 self._fail(problem)
+            else:
+                self._look_for_room()
+                return
         self._unwritten.update((f.attempt, f) for f in finished)
 
     def forget(self, attempts: Sequence[int]) -> None:
@@ -80,6 +82,13 @@ class Keeper:
             self._retry_due.cancel()
 
     # ----------------------------------------------------------------------------------------------
+
+    def _look_for_room(self) -> None:
+        """What was written is safe; what comes next may not be."""
+        try:
+            self._spool.check_room()
+        except EnvironmentProblem as problem:
+            self._fail(problem)
 
     def _fail(self, problem: EnvironmentProblem) -> None:
         self._counters["spool_failures"] += 1

@@ -15,6 +15,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -34,6 +35,9 @@ SPOOL_BYTES_MAX = 256 * 1024 * 1024
 """Largest journal. What an agent keeps in memory is bounded by less, so that this is never what fails."""
 ROOM_BYTES = 64 * 1024
 """So much must fit before a spool that failed is said to work again."""
+
+ROOM_BYTES_MIN = 2**20
+"""With less left on its disk a worker starts nothing: what tasks write goes there, too, and would be cut."""
 
 _report = msgspec.json.Decoder(AttemptReport)
 
@@ -65,7 +69,11 @@ class Spool(Protocol):
         ...
 
     def check(self) -> None:
-        """Try whether something could be kept. Raises `EnvironmentProblem` if not."""
+        """Try whether something could be kept, with room to spare. Raises `EnvironmentProblem` if not."""
+        ...
+
+    def check_room(self) -> None:
+        """Look whether there is room to spare; cheap. Raises `EnvironmentProblem` if not."""
         ...
 
 
@@ -92,6 +100,9 @@ class MemorySpool:
 
     def check(self) -> None:
         self.keep(())
+
+    def check_room(self) -> None:
+        """Memory has room."""
 
 
 class FileSpool:
@@ -163,7 +174,20 @@ class FileSpool:
             self._append(line_of(msgspec.json.encode({"forget": self._unforgotten})))
             self._unforgotten = []
 
+    def check_room(self) -> None:
+        try:
+            disk = shutil.disk_usage(self._path.parent)
+        except OSError as problem:
+            raise _problem(self._path, problem) from None
+        if disk.free < ROOM_BYTES_MIN <= disk.total:
+            raise EnvironmentProblem(
+                f"{disk.free / 2**20:.1f} MiB are left on the disk of {self._path.parent}",
+                hint=f"free some space: below {ROOM_BYTES_MIN / 2**20:g} MiB no task is started",
+                retry=True,
+            )
+
     def check(self) -> None:
+        self.check_room()
         before = self._size
         room = b" " * min(ROOM_BYTES, self._bytes_max // 16)
         self._append(line_of(b'{"forget":[]%b}' % room))
