@@ -321,9 +321,12 @@ def test_a_worker_that_knows_a_later_life_of_the_manager_gets_no_tasks_that_it_w
     (error,) = rig.to(WORKER, m.Error)
     assert error.code == "older_life"
     assert "restart the worker" in error.hint
-    assert rig.ask(m.Pool()).count == 0
+    pool = rig.ask(m.Pool())
+    assert pool.count == 0
+    assert [(w.worker, w.reason) for w in pool.lost] == [(WORKER, f"refused: {error.text}; {error.hint}")]
     rig.tell(WORKER, m.Profile(epoch=rig.manager.epoch))
     rig.run()
+    assert rig.ask(m.Pool()).lost == []
     assert rig.ask(m.Status(job=1)).jobs[0].counts.running == 1
 
 

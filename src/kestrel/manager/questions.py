@@ -112,6 +112,10 @@ class Questions:
             )
             for w in manager.scheduler.lost_workers()
         ]
+        lost += [
+            m.LostWorker(worker=worker, lost=at, reason=reason[:REASON_CHARS_SHOWN])
+            for worker, (at, reason) in manager.roster.refused.items()
+        ]
         return m.PoolStatus(
             re=message.id,
             pool=manager.settings.pool,

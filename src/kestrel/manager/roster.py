@@ -42,6 +42,8 @@ class Roster:
         """Who was in the pool when the last life ended, and of whom nothing was heard yet."""
         self.overheard: dict[WorkerId, None] = {}
         """Workers of which something was left out because the inbox was full."""
+        self.refused: dict[WorkerId, tuple[float, str]] = {}
+        """Workers that introduced themselves in vain lately: when (wall clock) and why."""
         self._sessions = 0
         self._missing: set[WorkerId] = set()
         """Workers of which nothing was heard since our own connection broke; their leases decide."""
@@ -173,27 +175,12 @@ class Roster:
 
     def join(self, sender: str, manner: Manner, profile: m.Profile) -> None:
         """A worker introduces itself. Raises `UsageError` that says why it cannot come in."""
-        settings = self.manager.settings
-        if not m.PROTOCOL_OLDEST <= profile.protocol <= m.PROTOCOL_VERSION:
-            older = profile.protocol < m.PROTOCOL_OLDEST
-            raise UsageError(
-                f"the worker speaks protocol {profile.protocol}, this manager {m.PROTOCOL_OLDEST} to "
-                f"{m.PROTOCOL_VERSION}",
-                hint="upgrade Kestrel on the worker" if older else "upgrade the manager first",
-                code="version",
-            )
-        if profile.epoch > self.manager.epoch:
-            # It would ignore all that we give it, and tasks would be set aside for that.
-            log.warning("worker_of_newer_life", extra={"worker": sender, "its": profile.epoch})
-            raise UsageError(
-                f"the worker was welcomed by life {profile.epoch} of this pool's manager, and this is life "
-                f"{self.manager.epoch}",
-                hint="if the manager was given another store on purpose, restart the worker",
-                code="older_life",
-            )
-        check_profile(profile, settings)
-        if sender not in self.entries and len(self.entries) >= settings.workers_max:
-            raise UsageError("the pool has as many workers as this manager takes", code="busy")
+        try:
+            self._check(sender, profile)
+        except UsageError as problem:
+            self._note_refusal(sender, problem)
+            raise
+        self.refused.pop(sender, None)
         self._sessions += 1
         known = self.entries.get(sender)
         self.entries[sender] = WorkerEntry(
@@ -209,6 +196,39 @@ class Roster:
         held = [HeldByWorker(h.job, h.task, h.attempt) for h in profile.held]
         self.manager.post(ev.WorkerJoined(sender, offer, held))
         log.info("worker_joined", extra={"worker": sender, "slots": offer.slots, "held": len(held)})
+
+    def _check(self, sender: str, profile: m.Profile) -> None:
+        settings = self.manager.settings
+        if not m.PROTOCOL_OLDEST <= profile.protocol <= m.PROTOCOL_VERSION:
+            older = profile.protocol < m.PROTOCOL_OLDEST
+            raise UsageError(
+                f"the worker speaks protocol {profile.protocol}, this manager {m.PROTOCOL_OLDEST} to "
+                f"{m.PROTOCOL_VERSION}",
+                hint="upgrade Kestrel on the worker" if older else "upgrade the manager first",
+                code="version",
+            )
+        if profile.epoch > self.manager.epoch:
+            # It would ignore all that we give it, and tasks would be set aside for that.
+            raise UsageError(
+                f"the worker was welcomed by life {profile.epoch} of this pool's manager, and this is life "
+                f"{self.manager.epoch}",
+                hint="if the manager was given another store on purpose, restart the worker",
+                code="older_life",
+            )
+        check_profile(profile, settings)
+        if sender not in self.entries and len(self.entries) >= settings.workers_max:
+            raise UsageError("the pool has as many workers as this manager takes", code="busy")
+
+    def _note_refusal(self, sender: str, problem: UsageError) -> None:
+        """For who asks where a worker is; one line in the log as long as it is kept."""
+        if sender not in self.refused:
+            log.warning(
+                "worker_refused", extra={"worker": sender, "text": problem.text, "hint": problem.hint}
+            )
+        self.refused.pop(sender, None)
+        if len(self.refused) >= self.manager.settings.refused_max:
+            del self.refused[next(iter(self.refused))]
+        self.refused[sender] = self.manager.clock.wall(), f"refused: {problem.text}; {problem.hint}"
 
     def forget(self, worker: WorkerId, session: int) -> None:
         """The worker is gone, unless it has introduced itself again."""

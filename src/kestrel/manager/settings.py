@@ -45,6 +45,8 @@ class ManagerSettings:
     """Tasks of all jobs that have not ended: one byte of memory each."""
     drained_max: int = 10_000
     """Workers that users have drained, whether they are there or not."""
+    refused_max: int = 20
+    """Workers that could not be let in of which is remembered why."""
     recalls_per_tick_max: int = 500
     """Workers that are called with one tick when the manager is back."""
     recall_s: float = 5.0

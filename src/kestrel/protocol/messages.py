@@ -511,7 +511,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
 
 
 class LostWorker(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A worker that went away lately."""
+    """A worker that went away lately, or was not let in (then `reason` begins with `refused`)."""
 
     worker: str
     lost: Seconds = 0.0
