@@ -172,7 +172,8 @@ class ManagerService:
             if not up.done():
                 raise EnvironmentProblem(
                     f"the manager cannot connect to its XMPP server: {stream.last_problem or 'no answer'}",
-                    hint="check the address; is the server running, does it know the component, and no other manager has it?",
+                    hint="check the address; is the server running, does it know the component, and has no other "
+                    "manager it?",
                     retry=True,
                 )
         finally:
