@@ -172,8 +172,8 @@ class ManagerService:
             if not up.done():
                 raise EnvironmentProblem(
                     f"the manager cannot connect to its XMPP server: {stream.last_problem or 'no answer'}",
-                    hint="check the address; is the server running, does it know the component, and has no other "
-                    "manager it?",
+                    hint="check the address; is the server running, does it know the component, and is no "
+                    "other manager connected as it?",
                     retry=True,
                 )
         finally:
