@@ -13,7 +13,8 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import Literal, cast
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
@@ -21,10 +22,60 @@ from kestrel.errors import EnvironmentProblem, UsageError
 
 DEFAULT_C2S_PORT = 5222
 DEFAULT_DOMAIN = "kestrel.localhost"
+WEBSOCKET_PATH = "/xmpp-websocket"
+"""Where servers take WebSockets unless they say otherwise (the example of RFC 7395)."""
+_HOST = r"(?P<host>\[[^\]/@\s]+\]|[^:/@\[\]\s?]+)(?::(?P<port>[0-9]{1,5}))?"
 _INVITATION = re.compile(
-    r"kestrel://(?P<token>[^@/]+)@(?P<host>\[[^\]/@\s]+\]|[^:/@\[\]\s]+):(?P<port>[0-9]{1,5})"
-    r"/(?P<domain>[^/]+)/(?P<manager>[^/]+)(?:/(?P<fingerprint>[0-9a-fA-F]{64}))?"
+    r"kestrel://(?:(?P<user>[^@/:]+):)?(?P<token>[^@/:]+)@"
+    + _HOST
+    + r"/(?P<domain>[^/?]+)/(?P<manager>[^/?]+)"
+    r"(?:/(?P<fingerprint>[0-9a-fA-F]{64}))?(?:\?(?P<query>\S+))?"
 )
+_PLACE = re.compile(r"(?:(?P<scheme>[a-z]+)://)?" + _HOST + r"(?P<path>/\S*)?", re.IGNORECASE)
+
+Via = Literal["", "tls", "wss", "ws"]
+"""How a server is reached: plain TCP with STARTTLS (RFC 6120), TLS from the first byte (XEP-0368), WebSocket
+within TLS (RFC 7395), WebSocket in the clear (loopback only)."""
+_SCHEMES: dict[str, Via] = {"xmpp": "", "xmpps": "tls", "wss": "wss", "ws": "ws"}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlace:
+    """Where a server is, and how it is reached."""
+
+    host: str
+    """Empty: look it up in the DNS."""
+    port: int = 0
+    """0: the usual one (5222; `tls` 5223; `wss` 443; `ws` 80)."""
+    via: Via = ""
+    path: str = ""
+    """Of the WebSocket; empty: `WEBSOCKET_PATH`."""
+
+    @classmethod
+    def parse(cls, text: str, port: int = 0) -> ServerPlace:
+        """Read `HOST`, `HOST:PORT`, `xmpps://HOST:PORT` or `wss://HOST/PATH`; raises `UsageError`.
+
+        `port` is used if the text names none; an empty text means the DNS.
+        """
+        if not text:
+            return cls("", port)
+        if text.count(":") > 1 and "[" not in text and "//" not in text:
+            return cls(text, port)  # an IPv6 address
+        match = _PLACE.fullmatch(text)
+        scheme = (match["scheme"] or "xmpp").lower() if match else ""
+        if match is None or scheme not in _SCHEMES or not 0 <= int(match["port"] or 0) < 65536:
+            raise UsageError(
+                f"this is no address of a server: {text!r}",
+                hint="e.g. pool.example.org, xmpps://pool.example.org:443 or "
+                f"wss://pool.example.org{WEBSOCKET_PATH}",
+            )
+        via, path = _SCHEMES[scheme], match["path"] or ""
+        if path.strip("/") and via not in ("wss", "ws"):
+            raise UsageError(
+                f"only WebSockets have a path: {text!r}", hint=f"write wss://{match['host']}{path}"
+            )
+        path = path if path.strip("/") and path != WEBSOCKET_PATH else ""
+        return cls(match["host"].strip("[]"), int(match["port"] or 0) or port, via, path)
 
 
 def data_home() -> Path:
@@ -84,22 +135,35 @@ def write_private(path: Path, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What a new machine needs to join: address, pinned certificate, token. One line of text."""
+    """What a new machine needs to join: address, pinned certificate, secret. One line of text."""
 
     token: str = field(repr=False)
+    """With which the server makes an account, or with `user` the password of an account that is there."""
     host: str
     port: int
+    """0: the usual one; with the domain as host: look it up in the DNS."""
     domain: str
     manager: str
     """JID of the manager."""
     fingerprint: str = ""
     """SHA-256 of the server's certificate (DER) in hex; empty: no TLS (loopback) or a public one."""
+    user: str = ""
+    """Local part of an account that exists already; empty: the token makes one."""
+    via: Via = ""
+    path: str = ""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        token, domain, manager = (quote(part, safe="") for part in (self.token, self.domain, self.manager))
-        line = f"kestrel://{token}@{host}:{self.port}/{domain}/{manager}"
-        return f"{line}/{self.fingerprint}" if self.fingerprint else line
+        user, token, domain, manager = (
+            quote(part, safe="") for part in (self.user, self.token, self.domain, self.manager)
+        )
+        line = f"kestrel://{user}:{token}" if user else f"kestrel://{token}"
+        line += f"@{host}:{self.port}" if self.port else f"@{host}"
+        line += f"/{domain}/{manager}"
+        if self.fingerprint:
+            line += f"/{self.fingerprint}"
+        how = {key: value for key, value in (("via", self.via), ("path", self.path)) if value}
+        return f"{line}?{urlencode(how)}" if how else line
 
     @classmethod
     def parse(cls, line: str) -> Invitation:
@@ -107,7 +171,9 @@ class Invitation:
         line = line.strip()
         line = line[max(0, line.find("kestrel://")) :]
         match = _INVITATION.fullmatch(line)
-        if match is None or not 0 < int(match["port"]) < 65536:
+        how = dict(parse_qsl(match["query"] or "")) if match else {}
+        via = how.get("via", "")
+        if match is None or int(match["port"] or 1) not in range(1, 65536) or via not in _SCHEMES.values():
             raise UsageError(
                 f"this is no invitation: {_without_token(line)!r}",
                 hint="paste the whole line that `kestrel up` printed; it begins with kestrel://",
@@ -115,10 +181,13 @@ class Invitation:
         return cls(
             token=unquote(match["token"]),
             host=match["host"].strip("[]"),
-            port=int(match["port"]),
+            port=int(match["port"] or 0),
             domain=unquote(match["domain"]),
             manager=unquote(match["manager"]),
             fingerprint=(match["fingerprint"] or "").lower(),
+            user=unquote(match["user"] or ""),
+            via=cast(Via, via),
+            path=how.get("path", ""),
         )
 
 
@@ -138,6 +207,9 @@ class PoolAccess:
     """Address that invitations name, where this is the pool's own machine; empty: `host`."""
     accounts: str = ""
     """Path of the pool's accounts, where this is the pool's own machine."""
+    via: Via = ""
+    path: str = ""
+    """Of the WebSocket; empty: `WEBSOCKET_PATH`."""
 
     def save(self, path: Path) -> None:
         write_private(path, json.dumps(asdict(self), indent=1) + "\n")

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from kestrel.config import (
     Invitation,
     PoolAccess,
+    ServerPlace,
+    Via,
     config_home,
     data_home,
     pool_access_path,
@@ -92,12 +94,50 @@ def test_any_token_and_domain_survive_an_invitation(token: str, domain: str, por
     assert Invitation.parse(line) == invitation
 
 
+@pytest.mark.parametrize("port", [0, 443])
+@pytest.mark.parametrize(("via", "path"), [("", ""), ("tls", ""), ("wss", "/a b?c=d&e")])
+@pytest.mark.parametrize("user", ["", "w:1@/ä"])
+def test_an_invitation_may_name_an_account_and_another_way_in(user: str, via: Via, path: str, port: int):
+    invitation = Invitation("pa:ss", "::1", port, "d", "m", "ab" * 32, user, via, path)
+    assert Invitation.parse(f"kestrel worker --join {invitation}") == invitation
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", ServerPlace("", 7)),
+        ("pool.example.org", ServerPlace("pool.example.org", 7)),
+        ("pool.example.org:5333", ServerPlace("pool.example.org", 5333)),
+        ("::1", ServerPlace("::1", 7)),
+        ("[::1]:5333", ServerPlace("::1", 5333)),
+        ("xmpp://h", ServerPlace("h", 7)),
+        ("xmpps://h:443", ServerPlace("h", 443, "tls")),
+        ("XMPPS://h/", ServerPlace("h", 7, "tls")),
+        ("wss://h", ServerPlace("h", 7, "wss")),
+        ("wss://h:8443/xmpp-websocket", ServerPlace("h", 8443, "wss")),
+        ("ws://[::1]:80/ws?x=1", ServerPlace("::1", 80, "ws", "/ws?x=1")),
+    ],
+)
+def test_the_address_of_a_server_is_read(text: str, place: ServerPlace):
+    assert ServerPlace.parse(text, 7) == place
+
+
+@pytest.mark.parametrize(
+    "text", ["ftp://h", "h:99999", "xmpps://h/path", "h/path", "two words", "wss://", "a@h"]
+)
+def test_what_is_no_address_of_a_server_is_refused(text: str):
+    with pytest.raises(UsageError, match=r"address of a server|path"):
+        ServerPlace.parse(text)
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "",
         "hello",
-        "kestrel://token@host/example.org/manager",
+        "kestrel://token@host/example.org",
+        "kestrel://token@host:5222/example.org/manager?via=pigeon",
+        "kestrel://ann:token:more@host:5222/example.org/manager",
         "kestrel://token@host:0/example.org/manager",
         "kestrel://token@host:99999/example.org/manager",
         "kestrel://token@:5222/example.org/manager",

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from kestrel.core.addresses import Pattern
+
 JobId: TypeAlias = int
 TaskIndex: TypeAlias = int
 AttemptId: TypeAlias = int
@@ -81,15 +83,19 @@ class JobTerms:
     retries: int = 0
     restart: bool = True
     """False: a task whose worker is lost becomes NODE_FAIL."""
+    workers: tuple[Pattern, ...] = ()
+    """Only workers that one of these means; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOffer:
-    """What the scheduler must know of a worker. Workers with equal (provides, slots) form a class."""
+    """What the scheduler must know of a worker. Workers with equal offers form a class."""
 
     slots: int
     provides: frozenset[str] = frozenset()
     """Tags, already folded (`fold_tags`)."""
+    users: tuple[Pattern, ...] = ()
+    """Whose jobs the worker takes; empty: everybody's."""
 
 
 def fold_tags(tags: list[str] | tuple[str, ...] | str) -> frozenset[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from kestrel.core.addresses import Pattern
 from kestrel.core.model import JobCounts, JobState, JobTerms, fold_tags
 from kestrel.errors import UsageError
 from kestrel.manager.words import Manner
@@ -114,6 +115,7 @@ def terms(message: m.Job, user: str) -> JobTerms:
         priority=message.priority,
         retries=message.retries,
         restart=message.restart == "always",
+        workers=tuple(Pattern.parse(text) for text in message.workers),
     )
 
 

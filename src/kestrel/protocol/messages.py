@@ -25,6 +25,10 @@ Command = (
     Annotated[str, Meta(min_length=1, max_length=65536)]
     | Annotated[list[str], Meta(min_length=1, max_length=4096)]
 )
+Pattern = Annotated[str, Meta(min_length=1, max_length=1024)]
+"""Whom is meant: `worker@pool/42`, `worker*@pool`, `pool` (everybody of this domain), `*.example.org`,
+`*/core2` (this resource of anybody). `*` and `?` stay within their part of the address."""
+Patterns = Annotated[list[Pattern], Meta(max_length=64)]
 Parameters = list[str]
 """The words that stand for one task: what `{}`, `{1}`, `{2}` … are replaced by."""
 
@@ -76,6 +80,8 @@ class Profile(Message, tag="profile", kw_only=True, frozen=True):
     epoch: Natural = 0
     """Epoch of the latest welcome, 0 if there was none: it ignores managers of an older one, and one that
     knows itself to be older must give it nothing."""
+    users: Patterns = field(default_factory=list)
+    """Whose jobs the owner of this machine lets run here; empty: everybody's."""
 
 
 class AttemptReport(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -181,6 +187,8 @@ class TaskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: PositiveInt = 1
     """How many of the worker's slots one task takes."""
     name: str = ""
+    user: str = ""
+    """Bare address of whose job it is: the worker's owner may have a say."""
 
 
 class Tasks(Message, tag="tasks", kw_only=True, frozen=True):
@@ -257,6 +265,8 @@ class Job(Message, tag="job", kw_only=True, frozen=True):
     cleanup: Command | None = None
     requires: str | list[ShortText] = field(default_factory=list)
     """Tags that a worker must provide: a list, or one string with spaces between."""
+    workers: Patterns = field(default_factory=list)
+    """Only workers that one of these means; empty: all."""
     env: dict[str, str] = field(default_factory=dict)
     workdir: str = ""
     slots: Annotated[int, Meta(ge=1, le=65536)] = 1
@@ -344,8 +354,15 @@ class Watch(Message, tag="watch", kw_only=True, frozen=True):
 
 
 class Pool(Message, tag="pool", kw_only=True, frozen=True):
-    """Ask which workers the manager sees."""
+    """Ask which workers the manager sees: all, or those that one of `workers` means.
 
+    With `by` the answer has `groups` by that part of their addresses, and no `workers`.
+    """
+
+    workers: Patterns = field(default_factory=list)
+    """Only workers that one of these means; empty: all."""
+    by: Literal["", "user", "domain", "resource"] = ""
+    """By which part of the address to group."""
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     id: ShortText = ""
 
@@ -359,9 +376,10 @@ class Explain(Message, tag="explain", kw_only=True, frozen=True):
 
 
 class Drain(Message, tag="drain", kw_only=True, frozen=True):
-    """Give a worker no more tasks (`drain`), or give it tasks again (`undo`)."""
+    """Give workers no more tasks (`drain`), or give them tasks again (`undo`): those that `worker`, an
+    address or a pattern, means."""
 
-    worker: ShortText
+    worker: Pattern
     undo: bool = False
     id: ShortText = ""
 
@@ -508,6 +526,23 @@ class WorkerInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
     provides: list[str] = field(default_factory=list)
     joined: Seconds = 0.0
     version: str = ""
+    users: list[str] = field(default_factory=list)
+    """Whose jobs its owner lets run there; empty: everybody's."""
+
+
+class WorkerGroup(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Workers whose addresses have a part in common, at a glance."""
+
+    name: str
+    """The part of the address that they share; empty: they have none."""
+    workers: int = 0
+    idle: int = 0
+    """Workers with a free slot that take tasks."""
+    slots: int = 0
+    running: int = 0
+    """Attempts in their hands."""
+    completed: int = 0
+    failed: int = 0
 
 
 class LostWorker(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -528,7 +563,9 @@ class PoolStatus(Message, tag="pool_status", kw_only=True, frozen=True):
     epoch: Natural = 0
     workers: list[WorkerInfo] = field(default_factory=list)
     count: int = 0
-    """All workers, also those that the limit cut."""
+    """All workers that were asked for, also those that the limit cut."""
+    groups: list[WorkerGroup] = field(default_factory=list)
+    """If the question had `by`: in the order of their names."""
     lost: list[LostWorker] = field(default_factory=list)
 
 
