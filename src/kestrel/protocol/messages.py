@@ -536,6 +536,7 @@ class WorkerGroup(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     name: str
     """The part of the address that they share; empty: they have none."""
     workers: int = 0
+    """How many they are."""
     idle: int = 0
     """Workers with a free slot that take tasks."""
     slots: int = 0
