@@ -540,10 +540,13 @@ class WorkerGroup(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fals
     idle: int = 0
     """Workers with a free slot that take tasks."""
     slots: int = 0
+    """Of all of them."""
     running: int = 0
     """Attempts in their hands."""
     completed: int = 0
+    """Tasks that they ended well since they joined."""
     failed: int = 0
+    """Tasks that failed there."""
 
 
 class LostWorker(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
