@@ -187,6 +187,39 @@ def test_an_answered_ping_keeps_the_link_and_is_not_handed_on():
     play(script, scene, quiet_s_max=0.02, pong_s_max=0.5)
 
 
+@pytest.mark.parametrize(("settings", "told"), [({}, 0.5), ({"quiet_s_max": 0.05, "pong_s_max": 0.05}, 1000)])
+def test_a_link_can_be_doubted_sooner_than_the_settings_say_but_not_later(settings, told):
+    async def scene(session, handler, task):
+        await handler.until("up")
+        session.expect_sign_of_life(told)  # with the settings alone it would take longer than our patience
+        assert "silent" in await handler.until("down")
+        await handler.until("up")
+        assert "silent" in await handler.until("down")
+
+    play(idle, scene, **settings)
+
+
+def test_who_gives_signs_of_life_in_time_keeps_the_link():
+    pinged = asyncio.Event()
+
+    async def script(peer):
+        await peer.log_in()
+        for _ in range(3):
+            ping = await peer.next()
+            peer.say(x.iq("result", ping.attrs["id"], from_="localhost"))
+        pinged.set()
+        await peer.next()
+
+    async def scene(session, handler, task):
+        await handler.until("up")
+        session.expect_sign_of_life(0.5)
+        await pinged.wait()
+        assert handler.seen.empty()
+        assert session.connected
+
+    play(script, scene)
+
+
 def test_acknowledgements_are_answered_with_what_was_received():
     answers = []
     done = asyncio.Event()

@@ -25,6 +25,10 @@ FAILURES_TOLD = 2
 """After so many failures in a row a warning says that we keep trying."""
 STEADY_S = 5.0
 """A session that lasted so long was one: after its end the pauses begin anew."""
+SIGN_OF_LIFE_S_MIN = 0.5
+"""Nobody can make us doubt a link sooner than that."""
+QUIET_SHARE = 2 / 3
+"""Of the time until a silent link is given up, this much passes before the server is pinged."""
 CONFLICTS_QUICK = 30
 """So often in a row we try again soon when the server says that our address is connected: it is about to
 notice that the process before us died."""
@@ -60,7 +64,8 @@ class SessionSettings:
     quiet_s_max: float = 20.0
     """After so long without a byte the server is pinged."""
     pong_s_max: float = 10.0
-    """After so long without a byte after a ping the server is taken as dead."""
+    """After so long without a byte after a ping the server is taken as dead. `expect_sign_of_life` can
+    shorten both, never lengthen them."""
     outgoing_bytes_max: int = OUTGOING_BYTES_MAX
 
 
@@ -78,6 +83,8 @@ class Session(ABC):
         self._closing = asyncio.Event()
         self._ping_id = ""
         self._pings = 0
+        self._quiet_s, self._pong_s = settings.quiet_s_max, settings.pong_s_max
+        self._patience_changed = asyncio.Event()
         self.address = ""
         """The address in use, while connected."""
         self.last_problem = ""
@@ -122,6 +129,20 @@ class Session(ABC):
                     wire.write(REQUEST)
             except AckError as problem:
                 wire.drop(problem)
+
+    def expect_sign_of_life(self, within_s: float | None) -> None:
+        """From now on a link on which nothing came for `within_s` seconds is dead: it is dropped, and made anew.
+
+        The server is asked (XEP-0199) before, early enough to answer within that time. Holds for this
+        connection and all later ones. None: as the settings say, which are the longest times in any case.
+        """
+        bounds = self._bounds
+        self._quiet_s, self._pong_s = bounds.quiet_s_max, bounds.pong_s_max
+        if within_s is not None:
+            within_s = max(within_s, SIGN_OF_LIFE_S_MIN)
+            self._quiet_s = min(self._quiet_s, within_s * QUIET_SHARE)
+            self._pong_s = min(self._pong_s, within_s - self._quiet_s)
+        self._patience_changed.set()
 
     async def run(self) -> None:
         """Stay connected until `close`. Raises `AuthenticationError`, `UsageError`, or
@@ -253,27 +274,37 @@ class Session(ABC):
 
     async def _watch(self, wire: Wire) -> None:
         """Ping a server that has been quiet, and drop the wire if it stays so (XEP-0199)."""
+        loop = asyncio.get_running_loop()
         while True:
-            wire.heard = False
-            await asyncio.sleep(self._bounds.quiet_s_max)
-            if wire.heard:
+            quiet_s = loop.time() - wire.heard_at
+            if quiet_s < self._quiet_s:
+                await self._doze(self._quiet_s - quiet_s)
                 continue
-            self._pings += 1
-            self._ping_id = f"alive-{self._pings}"
-            self.send(
-                x.iq(
-                    "get",
-                    self._ping_id,
-                    to=self._server,
-                    from_=self._ping_from,
-                    payload=f"<ping xmlns='{x.NS_PING}'/>",
-                )
-            )
-            await asyncio.sleep(self._bounds.pong_s_max)
-            if not wire.heard:
-                silence = self._bounds.quiet_s_max + self._bounds.pong_s_max
-                wire.drop(EnvironmentProblem(f"The server has been silent for {silence:g} s.", retry=True))
-                return
+            asked_at = loop.time()
+            self._ping()
+            # What came in the turn in which we asked is a sign of life as well.
+            while wire.heard_at < asked_at:
+                left_s = asked_at + self._pong_s - loop.time()
+                if left_s <= 0:
+                    silence = f"{loop.time() - wire.heard_at:.3g}"
+                    wire.drop(EnvironmentProblem(f"The server has been silent for {silence} s.", retry=True))
+                    return
+                await self._doze(left_s)
+
+    async def _doze(self, s: float) -> None:
+        """Until then, or until we are to be more or less patient."""
+        self._patience_changed.clear()
+        try:
+            async with asyncio.timeout(s):
+                await self._patience_changed.wait()
+        except TimeoutError:
+            return
+
+    def _ping(self) -> None:
+        self._pings += 1
+        self._ping_id = f"alive-{self._pings}"
+        payload = f"<ping xmlns='{x.NS_PING}'/>"
+        self.send(x.iq("get", self._ping_id, to=self._server, from_=self._ping_from, payload=payload))
 
     async def _pause(self, failures: int) -> None:
         """Wait before the next try: exponential with full jitter, within the bound; less on `close`."""

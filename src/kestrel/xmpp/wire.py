@@ -12,6 +12,7 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 from kestrel.errors import EnvironmentProblem, KestrelError, PeerError
 from kestrel.xmpp import stanza as x
@@ -44,18 +45,18 @@ class Wire(asyncio.Protocol):
         self._deliver: Callable[[Stanza], None] | None = None
         self.closed: asyncio.Future[None] = loop.create_future()
         self.problem: KestrelError | None = None
-        self.heard = False
-        """Set whenever bytes arrive; whoever watches the silence clears it."""
+        self.heard_at = loop.time()
+        """When bytes arrived last, for whoever watches the silence."""
 
     # ----------------------------------------------------------------------------------------------
     # called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports do everything that an `asyncio.Transport` does without being one.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
+        self.heard_at = self._loop.time()
         try:
             events = self._reader.feed(data)
         except StreamError as problem:
