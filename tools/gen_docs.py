@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 
 from cli_reference import cli_markdown
-from kestrel.protocol import messages, schema
+from kestrel.protocol import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def documents() -> dict[str, str]:
     """Path in the tree → what the file must contain."""
-    source = Path(messages.__file__).read_text(encoding="utf-8")
+    source = message_sources()
     head = (ROOT / "tools/protocol/head.md").read_text(encoding="utf-8")
     examples = json.loads((ROOT / "tools/protocol/examples.json").read_text(encoding="utf-8"))
     return {
@@ -29,6 +29,11 @@ def documents() -> dict[str, str]:
         "docs/cli.md": cli_markdown(),
         "docs/protocol.schema.json": schema.json_schema_text(source),
     }
+
+
+def message_sources() -> str:
+    """The text of all modules that define messages."""
+    return "\n".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in schema.SOURCES)
 
 
 def stale() -> list[str]:

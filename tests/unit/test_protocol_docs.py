@@ -13,7 +13,7 @@ from kestrel.protocol import codec, schema
 from kestrel.protocol import messages as m
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(m.__file__).read_text(encoding="utf-8")
+SOURCE = gen_docs.message_sources()
 EXAMPLES: dict[str, dict[str, Any]] = json.loads(
     (ROOT / "tools/protocol/examples.json").read_text(encoding="utf-8")
 )
@@ -29,7 +29,7 @@ STRUCTS = [
     for c in vars(m).values()
     if isinstance(c, type)
     and issubclass(c, msgspec.Struct)
-    and c.__module__ == m.__name__
+    and c.__module__ in {module.__name__ for module in schema.SOURCES}
     and c is not m.Message
 ]
 
