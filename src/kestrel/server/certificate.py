@@ -63,6 +63,8 @@ def server_context(path: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Sessions are long and many: tickets and compression would only cost memory.
     context.num_tickets = 0
+    # XEP-0368 section 5; browsers, which only speak WebSocket, name `http/1.1`.
+    context.set_alpn_protocols(["xmpp-client", "http/1.1"])
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(path)

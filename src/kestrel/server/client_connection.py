@@ -195,17 +195,9 @@ class ClientConnection(Connection):
     async def _secure(self) -> None:
         hub = self.hub
         assert self.transport is not None
-        assert hub.context is not None
         self._held = None
         try:
-            transport = await hub.loop.start_tls(
-                self.transport,
-                self,
-                hub.context,
-                server_side=True,
-                ssl_handshake_timeout=hub.limits.tls_handshake_s_max,
-                ssl_shutdown_timeout=hub.limits.linger_s_max,
-            )
+            transport = await hub.secure(self.transport, self)
         except (OSError, EOFError) as problem:
             log.info("server.tls_failed", extra={**self._fields(), "reason": str(problem)})
             self._lost(problem)

@@ -8,13 +8,13 @@ the socket is, and once. Times are checked by the hub's tick, so an idle connect
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import secrets
 from abc import abstractmethod
 from typing import cast
 
-from kestrel.server.hub import FLUSH_NOW_BYTES, Hub
+from kestrel.server.hub import FLUSH_NOW_BYTES, Guest, Hub
+from kestrel.server.origin import is_loopback_peer, origin_of
 from kestrel.server.sessions import Session
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import REQUEST, AckCounter, AckError
@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         "heard_at",
         "hub",
         "opened",
+        "origin",
         "reader",
         "securing",
         "session",
@@ -61,7 +62,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.session: Session | None = None
         self.acks: AckCounter | None = None
-        self.address = ""
+        self.address = self.origin = ""
         self.half_open = False
         """Whether it counts as one that has not logged in."""
         self.securing = False
@@ -100,12 +101,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_loopback(self) -> bool:
         """Whether the other end is on this machine."""
-        try:
-            found = ipaddress.ip_address(self.address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(found, "ipv4_mapped", None)
-        return (mapped or found).is_loopback
+        return is_loopback_peer(self.address)
 
     # ----------------------------------------------------------------------------------------------
     # called by asyncio
@@ -115,9 +111,18 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if peer else ""
+        self.origin = origin_of(self.address)
         if not self.hub.admit(self):
             self.closed_at = self.hub.loop.time()
             self.transport.abort()
+
+    def take_place(self, older: Guest, transport: asyncio.Transport, started_at: float) -> None:
+        """Go on with the socket of `older`, which has been admitted; its time runs on."""
+        self.transport = transport
+        self.address, self.origin = older.address, older.origin
+        self.started_at = started_at
+        self.hub.hand_over(older, self)
+        transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
         if self.closed_at:

@@ -13,7 +13,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from kestrel.errors import EnvironmentProblem, KestrelError, UsageError
 from kestrel.server.accounts import Accounts, keys_of_password
@@ -23,15 +23,28 @@ from kestrel.server.settings import ServerSettings
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.stream import Stanza
 
-if TYPE_CHECKING:
-    from kestrel.server.connection import Connection
-
 log = logging.getLogger("kestrel.server")
 
 FLUSH_NOW_BYTES = 16_384
 """A read of this size is passed on at once; smaller ones wait for the others of the same loop turn."""
 
 T = TypeVar("T")
+
+
+class Guest(Protocol):
+    """Whoever has a socket here: a connection, or one of whom it is not known yet what it speaks."""
+
+    address: str
+    origin: str
+    """What is counted as one: its address, or the network of it."""
+    half_open: bool
+    """Whether it counts as one that has not logged in."""
+    closed_at: float
+    kind: str
+
+    def tick(self, now: float) -> None: ...
+    def fail(self, condition: str, text: str = "") -> None: ...
+    def drop(self, reason: str) -> None: ...
 
 
 class Hub:
@@ -53,14 +66,18 @@ class Hub:
         self.router = Router(
             settings.domain, frozenset(settings.components), accounts, settings.limits, self._change_password
         )
-        self.connections: set[Connection] = set()
+        self.connections: set[Guest] = set()
         self.addresses: Counter[str] = Counter()
-        self.half_open: Counter[str] = Counter()
+        """How many each origin has."""
+        self.half_open: dict[str, dict[Guest, None]] = {}
+        """Those of each origin that have not logged in; who has said nothing yet comes first."""
         self.half_open_count = 0
         self.now = self.loop.time()
         """Time of the last tick: good enough for silences."""
         self.refused = 0
         """Connections that were not admitted since the last tick."""
+        self.crowded_out = 0
+        """Connections that made room for others since the last tick."""
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         self.vacant = asyncio.Event()
@@ -74,48 +91,75 @@ class Hub:
     # ----------------------------------------------------------------------------------------------
     # admission
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Guest) -> bool:
         """Count a new connection; False if it is one too many."""
-        limits, address = self.limits, connection.address
+        limits, origin = self.limits, connection.origin
+        mine = len(self.half_open.get(origin, ()))
         if (
             self.stopping
-            or len(self.connections) >= self.connections_max
-            or self.addresses[address] >= limits.connections_per_address_max
-            or self.half_open_count >= limits.half_open_max
-            or self.half_open[address] >= limits.half_open_per_address_max
+            or self.addresses[origin] >= limits.connections_per_address_max
+            or mine >= limits.half_open_per_address_max
+            or not self._has_room(mine)
         ):
             self.refused += 1
             return False
         self.connections.add(connection)
         self.vacant.clear()
-        connection.half_open = True
-        self.addresses[address] += 1
-        self.half_open[address] += 1
-        self.half_open_count += 1
+        self.addresses[origin] += 1
+        self._wait(connection)
         return True
 
-    def logged_in(self, connection: Connection) -> None:
+    def _has_room(self, mine: int) -> bool:
+        """Whether one more may wait; if all places are taken, whoever takes most of them gives one up.
+
+        So a flood from a few addresses does not lock out those who come from elsewhere.
+        """
+        if self.half_open_count < self.limits.half_open_max and len(self.connections) < self.connections_max:
+            return True
+        crowd = max(self.half_open.values(), key=len, default={})
+        if len(crowd) <= mine:
+            return False
+        oldest = next(iter(crowd))
+        self.crowded_out += 1
+        self.leave(oldest)
+        oldest.drop("crowded-out")
+        return True
+
+    def _wait(self, connection: Guest) -> None:
+        connection.half_open = True
+        self.half_open.setdefault(connection.origin, {})[connection] = None
+        self.half_open_count += 1
+
+    def hand_over(self, older: Guest, newer: Guest) -> None:
+        """`newer` has the socket of `older` now, which was half-open."""
+        if older not in self.connections:
+            return
+        self.connections.discard(older)
+        self.logged_in(older)
+        self.connections.add(newer)
+        self._wait(newer)
+
+    def logged_in(self, connection: Guest) -> None:
         """It is not half-open any more."""
         if connection.half_open:
             connection.half_open = False
-            self._decrement(self.half_open, connection.address)
+            crowd = self.half_open[connection.origin]
+            del crowd[connection]
+            if not crowd:
+                del self.half_open[connection.origin]
             self.half_open_count -= 1
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Guest) -> None:
         """Its socket is gone."""
         if connection not in self.connections:
             return
         self.connections.discard(connection)
         if not self.connections:
             self.vacant.set()
-        self._decrement(self.addresses, connection.address)
+        self.addresses[connection.origin] -= 1
+        if not self.addresses[connection.origin]:
+            del self.addresses[connection.origin]
         self.logged_in(connection)
-
-    @staticmethod
-    def _decrement(counter: Counter[str], address: str) -> None:
-        counter[address] -= 1
-        if counter[address] <= 0:
-            del counter[address]
 
     @property
     def empty(self) -> bool:
@@ -168,6 +212,9 @@ class Hub:
         if self.refused:
             log.warning("server.connections_refused", extra={"count": self.refused})
             self.refused = 0
+        if self.crowded_out:
+            log.warning("server.connections_crowded_out", extra={"count": self.crowded_out})
+            self.crowded_out = 0
         self.flush_soon()
         self.start_ticking()
 
@@ -187,6 +234,35 @@ class Hub:
         except Exception:
             # A task boundary: the fault is ours, and costs nobody else anything.
             log.exception("server.task_failed")
+
+    async def secure(
+        self, transport: asyncio.Transport, protocol: asyncio.Protocol, received: bytes = b""
+    ) -> asyncio.Transport | None:
+        """TLS for this socket, of which `received` has been read already; None if it has gone meanwhile.
+
+        Raises `OSError`, `EOFError`; then, and if None, asyncio will not tell the protocol of the end.
+        """
+        assert self.context is not None
+        starting = self.loop.create_task(
+            self.loop.start_tls(
+                transport,
+                protocol,
+                self.context,
+                server_side=True,
+                ssl_handshake_timeout=self.limits.tls_handshake_s_max,
+                ssl_shutdown_timeout=self.limits.linger_s_max,
+            )
+        )
+        try:
+            if received:
+                # After this its first step is done: the protocol of TLS has the socket, and has read nothing.
+                await asyncio.sleep(0)
+                if not starting.done():
+                    _pour(received, cast(asyncio.BufferedProtocol, transport.get_protocol()))
+            return await starting
+        except BaseException:
+            starting.cancel()
+            raise
 
     async def hashed(self, function: Callable[[], T]) -> T:
         """Run a slow hash in a thread. Raises `EnvironmentProblem` if too many wait already."""
@@ -230,3 +306,13 @@ class Hub:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _pour(data: bytes, protocol: asyncio.BufferedProtocol) -> None:
+    """Hand over what was read from the socket before the protocol had it, as the loop would have."""
+    while data:
+        room = memoryview(protocol.get_buffer(len(data)))
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]

@@ -18,9 +18,8 @@ from collections.abc import Callable
 from kestrel.errors import EnvironmentProblem, UsageError
 from kestrel.server.accounts import Accounts
 from kestrel.server.certificate import server_context
-from kestrel.server.client_connection import ClientConnection
 from kestrel.server.component_connection import ComponentConnection
-from kestrel.server.connection import Connection
+from kestrel.server.doorman import Doorman
 from kestrel.server.hub import Hub
 from kestrel.server.settings import ServerLimits, ServerSettings
 
@@ -66,7 +65,7 @@ class EmbeddedServer:
         hub = Hub(settings, self.accounts, context, _connections_max(settings.limits.connections_max))
         try:
             self.c2s_port = await self._listen(
-                lambda: ClientConnection(hub), settings.host, settings.c2s_port, "--port"
+                lambda: Doorman(hub), settings.host, settings.c2s_port, "--port"
             )
             if settings.components:
                 self.component_port = await self._listen(
@@ -129,7 +128,7 @@ class EmbeddedServer:
             )
         return None
 
-    async def _listen(self, make: Callable[[], Connection], host: str, port: int, option: str) -> int:
+    async def _listen(self, make: Callable[[], asyncio.Protocol], host: str, port: int, option: str) -> int:
         try:
             listening = _bind(host, port)
         except OSError as problem:

@@ -26,8 +26,10 @@ class ServerLimits:
     connections_max: int = 10_000
     connections_per_address_max: int = 4_096
     half_open_max: int = 4_096
-    """Connections that have not logged in yet."""
+    """Connections that have not logged in yet. Above, the address that has most of them gives one up."""
     half_open_per_address_max: int = 2_560
+    first_words_bytes_max: int = 8_192
+    """Bytes of a TLS hello or of the head of an HTTP request, and of what is kept until it is whole."""
     login_s_max: float = 30.0
     """From the connection to the bound resource (or the accepted component)."""
     tls_handshake_s_max: float = 15.0
