@@ -131,7 +131,7 @@ class Session(ABC):
                 wire.drop(problem)
 
     def expect_sign_of_life(self, within_s: float | None) -> None:
-        """From now on a link on which nothing came for `within_s` seconds is dead: it is dropped, and made anew.
+        """From now on a link on which nothing came for `within_s` seconds is dead, and is made anew.
 
         The server is asked (XEP-0199) before, early enough to answer within that time. Holds for this
         connection and all later ones. None: as the settings say, which are the longest times in any case.
