@@ -9,12 +9,13 @@ agent only. What it promises:
 - Only the latest life of the manager counts: what an older one says is ignored.
 - Attempts start in the order in which they came. A task that takes several slots waits at the head
   until they are free, and nothing overtakes it.
+- What the owner of the machine does not let run, because of whose it is or of the hour, is given back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, assert_never
+from typing import assert_never
 
 from kestrel.core import execution_events as xe
 from kestrel.core.execution_parts import (
@@ -26,6 +27,7 @@ from kestrel.core.execution_parts import (
     Waiting,
     ending_of,
 )
+from kestrel.core.execution_refusals import Refusals
 from kestrel.core.execution_reports import ReportQueue
 from kestrel.core.model import AttemptEnd, AttemptId, HeldByWorker, JobId, TaskIndex, epoch_of
 from kestrel.errors import InternalError
@@ -60,12 +62,15 @@ class Execution:
         self._running: dict[AttemptId, Running] = {}
         self._busy = 0
         self._reports = ReportQueue(life, restored, settings.report_attempts_max, settings.report_resend_s)
+        self._refusals = Refusals(settings.refuse_s, settings.refuse_s_max, settings.specs_max)
         self._recent: dict[AttemptId, None] = {}
         self._welcome: xe.ManagerWelcomed | None = None
         self._epoch: int | None = None
         self._held_max = settings.held_max
         self._spool_failing = False
         self._draining = False
+        self._closed = False
+        """The owner needs the machine."""
         self._left = False
         self._announced: xe.AnnounceLoad | None = None
         self._load_stale = False
@@ -90,7 +95,8 @@ class Execution:
             jobs[running.waiting.job] = None
             if len(jobs) == JOBS_SHOWN_MAX:
                 break
-        return xe.AnnounceLoad(min(self._busy, slots), slots, len(self._queue), self._draining, tuple(jobs))
+        queued = len(self._queue) + len(self._refusals.held)
+        return xe.AnnounceLoad(min(self._busy, slots), slots, queued, self._draining, tuple(jobs))
 
     def is_running(self, attempt: AttemptId) -> bool:
         """Whether the attempt runs, or waits in the launcher."""
@@ -98,7 +104,7 @@ class Execution:
 
     def is_waiting(self, attempt: AttemptId) -> bool:
         """Whether the attempt was accepted and has not been handed to the launcher."""
-        return attempt in self._queue
+        return attempt in self._queue or attempt in self._refusals.held
 
     def task_of(self, attempt: AttemptId) -> tuple[JobId, TaskIndex] | None:
         """Job and task of an attempt that runs."""
@@ -109,8 +115,8 @@ class Execution:
         """When `DeadlineReached` should come, if nothing else happens before."""
         if self._welcome is None:
             return None
-        report = self._reports.deadline(self._welcome.report_delay_s)
-        times = [] if report is None else [report]
+        dues = self._reports.deadline(self._welcome.report_delay_s), self._refusals.deadline()
+        times = [due for due in dues if due is not None]
         if self._load_stale:
             times.append(self._announce_after)
         return min(times, default=None)
@@ -125,7 +131,7 @@ class Execution:
             case xe.ProcessesEnded(ends):
                 self._on_processes_ended(ends, batch)
             case xe.TasksReceived():
-                self._on_tasks_received(event, batch)
+                self._on_tasks_received(event, now, batch)
             case xe.ReportStored(number, epoch):
                 self._on_report_stored(number, epoch, batch)
             case xe.DeadlineReached():
@@ -146,11 +152,16 @@ class Execution:
                 self._spool_failing = True
             case xe.SpoolMended():
                 self._spool_failing = False
+            case xe.HoursEnded(stop):
+                self._on_hours_ended(stop, batch)
+            case xe.HoursBegan():
+                self._closed = False
             case xe.ShutdownRequested(kill):
                 self._on_shutdown_requested(kill, batch)
             case _:
                 assert_never(event)
         self._fill_slots(batch)
+        self._give_back_refused(now, batch)
         self._report_if_due(now, batch)
         self._announce_if_due(now, batch)
         self._leave_if_done(batch)
@@ -158,50 +169,59 @@ class Execution:
 
     # --- tasks come -------------------------------------------------------------------------------
 
-    def _on_tasks_received(self, event: xe.TasksReceived, batch: Batch) -> None:
+    def _on_tasks_received(self, event: xe.TasksReceived, now: float, batch: Batch) -> None:
         if epoch_of(event.attempt) not in (0, self._epoch):
             self.counters.foreign_tasks += len(event.tasks)
             return
         if event.spec is not None:
-            self._learn(event.job, event.spec, event.slots)
+            self._learn(event)
         job = self._jobs.get(event.job)
         problem = self._problem_with(event, job)
         refused: list[AttemptId] = []
+        unwanted: dict[AttemptId, Waiting] = {}
+        away = self._draining or self._closed
+        room = self.settings.queued_max - len(self._refusals.held)
         for i, task in enumerate(event.tasks):
             attempt = event.attempt + i
             if self._knows(attempt):
                 self.counters.duplicates += 1
-            elif self._draining or (not problem and len(self._queue) >= self.settings.queued_max):
-                self.counters.overflowed += not self._draining
+            elif away or (not problem and len(self._queue) + len(unwanted) >= room):
+                self.counters.overflowed += not away
                 refused.append(attempt)
                 self._remember(attempt)
             elif problem or job is None:
                 self._finish(xe.Ending(event.job, task, attempt, AttemptEnd.LOST, problem), batch)
             else:
                 params = event.params[i] if event.params is not None else None
-                self._queue[attempt] = Waiting(event.job, task, params, job)
+                where = unwanted if job.refused else self._queue
+                where[attempt] = Waiting(event.job, task, params, job)
         if refused:
             batch.first.append(xe.SendRevoked(event.job, refused))
+        if unwanted:
+            self.counters.refused += len(unwanted)
+            if self._refusals.refuse(event.job, unwanted, now):
+                batch.first.append(xe.TellRefused(event.job))
 
     def _problem_with(self, event: xe.TasksReceived, job: JobSpec | None) -> str:
         """Why the tasks can never run here, or nothing."""
         if job is None:
             return f"this worker does not know the specification of job {event.job}"
-        if job.slots > self.settings.slots:
+        if job.slots > self.settings.slots and not job.refused:
             return f"the task takes {job.slots} slots and this worker has {self.settings.slots}"
         if event.params is not None and len(event.params) != len(event.tasks):
             return f"{len(event.tasks)} tasks came with {len(event.params)} sets of parameters"
         return ""
 
-    def _learn(self, job: JobId, spec: Any, slots: int) -> None:
-        known = self._jobs.pop(job, None)
-        self._jobs[job] = JobSpec(spec, slots, known.mean_s if known is not None else None)
+    def _learn(self, event: xe.TasksReceived) -> None:
+        known = self._jobs.pop(event.job, None)
+        mean_s = known.mean_s if known is not None else None
+        self._jobs[event.job] = JobSpec(event.spec, event.slots, mean_s, event.refused)
         while len(self._jobs) > self.settings.specs_max:
             del self._jobs[next(iter(self._jobs))]
 
     def _knows(self, attempt: AttemptId) -> bool:
         return (
-            attempt in self._queue
+            self.is_waiting(attempt)
             or attempt in self._running
             or attempt in self._reports.kept
             or attempt in self._recent
@@ -216,7 +236,7 @@ class Execution:
 
     def _fill_slots(self, batch: Batch) -> None:
         settings = self.settings
-        if self._draining or not self._queue:
+        if not self._queue:
             return
         taken: list[AttemptId] = []
         for attempt, waiting in self._queue.items():
@@ -266,7 +286,7 @@ class Execution:
                 mean = job.mean_s
                 job.mean_s = end.wall_s if mean is None else 0.8 * mean + 0.2 * end.wall_s
             self._finish(ending_of(end.attempt, running, end), batch)
-        if returned and self._draining:
+        if returned and (self._draining or self._closed):
             self._give_back(returned, batch)
         elif returned:
             self._queue = {**returned, **self._queue}
@@ -285,7 +305,7 @@ class Execution:
     def _on_stop_requested(self, attempts: Sequence[AttemptId], batch: Batch) -> None:
         for attempt in attempts:
             running = self._running.get(attempt)
-            waiting = self._queue.pop(attempt, None)
+            waiting = self._queue.pop(attempt, None) or self._refusals.take(attempt)
             if running is not None:
                 if not running.stopped:
                     running.stopped = True
@@ -314,6 +334,12 @@ class Execution:
                 back.append(attempt)
         for attempt in back:
             del self._queue[attempt]
+        for attempt in [a for a, waiting in self._refusals.held.items() if waiting.job == job]:
+            if len(back) == count:
+                break
+            self._refusals.take(attempt)
+            back.append(attempt)
+        for attempt in back:
             self._remember(attempt)
         batch.first.append(xe.SendRevoked(job, back))
 
@@ -325,10 +351,22 @@ class Execution:
         if self._welcome is not None:  # else the next profile tells, or our going
             batch.first.extend(xe.SendRevoked(job, attempts) for job, attempts in by_job.items())
 
+    def _give_back_refused(self, now: float, batch: Batch) -> None:
+        if self._refusals.held and self._welcome is not None:
+            self._give_back(self._refusals.take_due(now), batch)
+
+    def _on_hours_ended(self, stop: bool, batch: Batch) -> None:
+        self._closed = True
+        self._announce_after = 0.0
+        self._give_back({**self._queue, **self._refusals.take_all()}, batch)
+        self._queue = {}
+        if stop:
+            self._on_stop_requested(list(self._running), batch)
+
     def _on_shutdown_requested(self, kill: bool, batch: Batch) -> None:
         self._draining = True
         self._announce_after = 0.0
-        self._give_back(self._queue, batch)
+        self._give_back({**self._queue, **self._refusals.take_all()}, batch)
         self._queue = {}
         if kill:
             self._on_stop_requested(list(self._running), batch)
@@ -346,15 +384,22 @@ class Execution:
     def _on_introduction_due(self, held_max: int, batch: Batch) -> None:
         """Attempts that are not named are taken as not held, so none may be kept that is not named."""
         kept = len(self._running) + len(self._reports.kept)
+        while self._refusals.held and kept + len(self._queue) + len(self._refusals.held) > held_max:
+            self._overflow(next(iter(self._refusals.held)))
         while self._queue and kept + len(self._queue) > held_max:
-            attempt, _ = self._queue.popitem()
-            self._remember(attempt)
-            self.counters.overflowed += 1
+            self._overflow(next(reversed(self._queue)))
         held = [HeldByWorker(r.waiting.job, r.waiting.task, a) for a, r in self._running.items()]
         held += [HeldByWorker(f.job, f.task, f.attempt) for f in self._reports.kept.values()]
         held += [HeldByWorker(w.job, w.task, a) for a, w in self._queue.items()]
+        held += [HeldByWorker(w.job, w.task, a) for a, w in self._refusals.held.items()]
         self._on_manager_lost()
         batch.last.append(xe.SendProfile(held[:held_max]))
+
+    def _overflow(self, attempt: AttemptId) -> None:
+        if self._queue.pop(attempt, None) is None:
+            self._refusals.take(attempt)
+        self._remember(attempt)
+        self.counters.overflowed += 1
 
     def _on_manager_welcomed(self, event: xe.ManagerWelcomed) -> None:
         if self._epoch is not None and event.epoch < self._epoch:
@@ -363,6 +408,7 @@ class Execution:
         if self._epoch != event.epoch:
             self._epoch = event.epoch
             self._jobs.clear()  # the new life sends what it wants known
+            self._refusals.pardon()
         self._on_manager_lost()
         self._welcome = event
         self._held_max = event.held_max or self._held_max
@@ -419,7 +465,13 @@ class Execution:
 
     def check(self) -> None:
         """Raise `InternalError` if a law of this machine is broken. For tests and the simulator; O(state)."""
-        sets = (self._queue.keys(), self._running.keys(), self._reports.kept.keys(), self._recent.keys())
+        sets = (
+            self._queue.keys(),
+            self._refusals.held.keys(),
+            self._running.keys(),
+            self._reports.kept.keys(),
+            self._recent.keys(),
+        )
         head = next(iter(self._queue.values()), None)
         self._require(len(set().union(*sets)) == sum(map(len, sets)), "an attempt is in two places")
         for problem in self._reports.problems(self._welcome is not None):
@@ -428,7 +480,8 @@ class Execution:
             self._busy == sum(r.waiting.terms.slots for r in self._running.values()), "busy slots miscounted"
         )
         self._require(len(self._recent) <= self.settings.recent_max, "too many attempts remembered")
-        self._require(not (self._draining and self._queue), "work is kept while draining")
+        waits = self._queue or self._refusals.held
+        self._require(not ((self._draining or self._closed) and waits), "work is kept that must go back")
         self._require(not (self._left and self._running), "left while something runs")
         self._require(
             head is None or self._may_not_start() or self._busy + head.terms.slots > self.settings.slots,

@@ -60,6 +60,8 @@ class TasksReceived:
     spec: Any = None
     slots: int = 1
     """How many slots one of the tasks takes; of meaning only together with `spec`."""
+    refused: bool = False
+    """The owner of this machine does not let this job run here; of meaning only together with `spec`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,19 @@ class SpoolMended:
 
 
 @dataclass(frozen=True, slots=True)
+class HoursEnded:
+    """The owner needs the machine: take no new work, give back what has not started; what runs goes on, or is
+    stopped (`stop`)."""
+
+    stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HoursBegan:
+    """The owner lends the machine again."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownRequested:
     """Take no more work, give back what has not started, go when what runs has ended (`kill`: is stopped)."""
 
@@ -176,6 +191,8 @@ ExecutionEvent: TypeAlias = (
     | ManagerLost
     | SpoolFailed
     | SpoolMended
+    | HoursEnded
+    | HoursBegan
     | ShutdownRequested
     | DeadlineReached
 )
@@ -241,6 +258,13 @@ class SendRevoked:
 
 
 @dataclass(frozen=True, slots=True)
+class TellRefused:
+    """Tell the manager that the owner does not let this job run here; once per job and life of it."""
+
+    job: JobId
+
+
+@dataclass(frozen=True, slots=True)
 class SendProfile:
     """Introduce this worker, holding these attempts."""
 
@@ -271,6 +295,7 @@ ExecutionEffect: TypeAlias = (
     | ForgetFinished
     | SendReport
     | SendRevoked
+    | TellRefused
     | SendProfile
     | AnnounceLoad
     | LeavePool

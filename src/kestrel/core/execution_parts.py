@@ -39,6 +39,11 @@ class ExecutionSettings:
     recent_max: int = 10_000
     """Attempts that are done with and still recognised, should they be assigned again."""
     specs_max: int = 10_000
+    refuse_s: float = 1.0
+    """A job that the owner does not let run here is given back at once the first time it comes, after this
+    the second time, then after twice as long …"""
+    refuse_s_max: float = 60.0
+    """… up to this: a manager that does not heed the owner's wish must not play ball with the worker."""
 
 
 @dataclass(slots=True)
@@ -48,6 +53,8 @@ class JobSpec:
     spec: Any
     slots: int
     mean_s: float | None = None
+    refused: bool = False
+    """The owner of this machine does not let it run here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,8 @@ class ExecutionCounters:
     foreign_tasks: int = 0
     """Of another life of the manager, and dropped."""
     overflowed: int = 0
+    refused: int = 0
+    """Of jobs that the owner does not let run here."""
     resent: int = 0
 
 

@@ -25,11 +25,13 @@ from kestrel.protocol import codec
 from kestrel.protocol import messages as m
 from kestrel.worker.joining import Joining
 from kestrel.worker.keeping import Keeper
+from kestrel.worker.opening import Opening
 from kestrel.worker.outputs import Outputs
 from kestrel.worker.reports import render, report_message
 from kestrel.worker.settings import WorkerSettings
 from kestrel.worker.spool import Spool
 from kestrel.worker.starting import PreparedJob
+from kestrel.worker.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class WorkerAgent:
         """Called once when everything is done after `shutdown`."""
         self.on_failed: Callable[[Exception], None] = _ignored
         """Called when this worker can never work for its manager."""
+        self.on_lease: Callable[[float], None] = _unheeded
+        """Called with each welcome: within so many seconds something is to be heard."""
         self.joining = Joining(clock, settings, self.counters, self._introduce)
         self.execution = Execution(
             ExecutionSettings(
@@ -76,6 +80,11 @@ class WorkerAgent:
             life=spool.life,
             restored=spool.restored,
         )
+        self.strangers = Strangers(clock, transport)
+        owner = settings.owner
+        self.opening = Opening(clock, owner.hours, self._on_hours, owner.local_time)
+        if not self.opening.open:
+            self.execution.handle(xe.HoursEnded(), clock.now())  # before anything came: no effects
         self._closed = False
         self._told: set[str] = set()
         """What is logged once."""
@@ -102,6 +111,7 @@ class WorkerAgent:
         """Stop reacting at once."""
         self._closed = True
         self.keeper.close()
+        self.opening.close()
         self.joining.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -167,17 +177,43 @@ class WorkerAgent:
         if self._closed:
             return
         if not self.joining.is_manager(sender):
-            self.counters["foreign_messages"] += 1
+            self._refuse_stranger(sender, payload, chat)
             return
         self.joining.on_heard(sender)
         try:
             message = codec.decode_to_worker(payload)
         except codec.ProtocolError as problem:
+            if not self.joining.obeys(sender):
+                self._refuse_stranger(sender, payload, chat)
+                return
             self.counters["bad_messages"] += 1
             log.warning("bad_message", extra={"sender": sender, "code": problem.code, "text": problem.text})
             self._send(problem.as_message())
             return
-        self._take(sender, message)
+        if self._heeds(sender, message):
+            self._take(sender, message)
+        else:
+            self._refuse_stranger(sender, payload, chat)
+
+    def _heeds(self, sender: str, message: m.ManagerToWorker) -> bool:
+        """Whether this session of our manager's account may say this.
+
+        Another one than that which welcomed us may call us, for it may be a new life of the manager: then we
+        ask the account, and who answers is the manager. Until somebody has, it may refuse us, too.
+        """
+        if self.joining.obeys(sender):
+            return True
+        match message:
+            case m.Welcome():
+                return not self.joining.welcomed
+            case m.Error(code=code):
+                return not self.joining.welcomed or code == "unknown_worker"
+            case _:
+                return False
+
+    def _refuse_stranger(self, sender: str, payload: bytes, chat: bool) -> None:
+        self.counters["foreign_messages"] += 1
+        self.strangers.on_message(sender, payload, chat, self.settings.manager)
 
     def _take(self, sender: str, message: m.ManagerToWorker) -> None:
         match message:
@@ -207,6 +243,8 @@ class WorkerAgent:
         """Show ourselves, and say who we are and what we hold."""
         self._announce(self.execution.load())
         self._handle(xe.IntroductionDue(self._held_max(self._stanza_bytes_max)))
+        if not self.opening.open:  # a manager heeds the presence of those whose profile it has
+            self._announce(self.execution.load())
 
     def _held_max(self, stanza_bytes_max: int) -> int:
         """How many attempts a profile can name."""
@@ -231,6 +269,7 @@ class WorkerAgent:
         self._tail_bytes = min(welcome.tail_bytes, self._stanza_bytes_max // 16)
         log.info("welcomed", extra={"manager": sender, "pool": welcome.pool, "epoch": welcome.epoch})
         self._handle(self._welcome_event(welcome))
+        self.on_lease(welcome.lease_s)
 
     def _welcome_event(self, welcome: m.Welcome) -> xe.ManagerWelcomed:
         room = max(1, welcome.stanza_bytes_max - ENVELOPE_BYTES)
@@ -284,6 +323,7 @@ class WorkerAgent:
                 tasks.params,
                 prepared,
                 1 if spec is None else spec.slots,
+                spec is not None and self.settings.owner.refuses(spec.user),
             )
         )
         self._tell_ignored("foreign_tasks", self.execution.counters.foreign_tasks, epoch_of(tasks.attempt))
@@ -369,6 +409,9 @@ class WorkerAgent:
                 self.launcher.stop(attempts)
             case xe.SendRevoked(job, attempts):
                 self._send(m.Revoked(job=job, attempts=list(attempts)))
+            case xe.TellRefused(job):
+                self._send(_not_my_users(job, self.settings))
+                log.warning("job_refused", extra={"job": job, "hint": "--users does not name its user"})
             case xe.SendProfile(held):
                 listed = [m.HeldAttempt(h.job, h.task, h.attempt) for h in held]
                 self._send(msgspec.structs.replace(self.settings.profile, held=listed, epoch=self._epoch))
@@ -397,17 +440,30 @@ class WorkerAgent:
         if not self._closed:
             self._settle(self.clock.now())
 
+    def _on_hours(self) -> None:
+        """The owner's hours begin or end. Who shows itself first does not get back what it gives back."""
+        if self._closed:
+            return
+        is_open = self.opening.open
+        log.info("hours_began" if is_open else "hours_ended", extra={"until": self.opening.until()})
+        if self.joining.up:
+            self._announce(self.execution.load())
+        stop = self.settings.owner.at_close == "stop"
+        self._handle(xe.HoursBegan() if is_open else xe.HoursEnded(stop))
+
     def _send(self, message: m.Message) -> None:
         self.transport.send(self.joining.manager, codec.encode(message))
 
     def _announce(self, load: xe.AnnounceLoad) -> None:
         if load.draining:
             show = Show.XA
+        elif self.keeper.failing or not self.opening.open:
+            show = Show.AWAY  # a manager gives no tasks to who is away
         else:
             show = Show.DND if load.busy >= load.slots else Show.CHAT
-        if self.keeper.failing and not load.draining:
-            show = Show.AWAY  # a manager gives no tasks to who is away
         status = f"{load.busy}/{load.slots} slots busy"
+        if not self.opening.open:
+            status = f"closed until {self.opening.until()}" + (f", {status}" if load.busy else "")
         if load.jobs:
             status += f", job{'s' * (len(load.jobs) > 1)} {', '.join(map(str, load.jobs))}"
         if self.keeper.failing:
@@ -435,3 +491,16 @@ def _nothing() -> None:
 
 def _ignored(problem: Exception) -> None:
     """Nobody wants to know; it is in the log."""
+
+
+def _unheeded(lease_s: float) -> None:
+    """Nobody wants to know."""
+
+
+def _not_my_users(job: int, settings: WorkerSettings) -> m.Error:
+    users = ", ".join(map(str, settings.owner.users))
+    return m.Error(
+        code="user_refused",
+        text=f"the owner of this machine does not let job {job} run here: it lets only {users}",
+        hint="a manager that heeds `users` of profiles gives such jobs to other workers",
+    )

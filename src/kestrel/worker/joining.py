@@ -39,6 +39,8 @@ class Joining:
         self.welcomed = False
         self.manager = settings.manager
         """To whom we send: the address that welcomed us, else the one that we were given."""
+        self._welcomed_by = ""
+        """The address that welcomed us last."""
         self._clock = clock
         self._settings = settings
         self._counters = counters
@@ -65,13 +67,12 @@ class Joining:
         self.up = False
 
     def is_manager(self, sender: str) -> bool:
-        """Whether the stamped sender is our manager: the same bare JID, or any of a component's."""
-        bare = sender.partition("/")[0].casefold()
-        manager = self._settings.manager.partition("/")[0].casefold()
-        if bare == manager:
-            return True
-        ours = self.address.partition("/")[0].rpartition("@")[2].casefold()
-        return "@" not in manager and manager != ours and bare.partition("@")[2] == manager
+        """Whether the stamped sender is our manager, in one of its sessions if it is an account."""
+        return _bare(sender) == _bare(self._settings.manager)
+
+    def obeys(self, sender: str) -> bool:
+        """Whether its orders count: the session that welcomed us, or while none has, the last that did."""
+        return self.is_manager(sender) and sender == (self.manager if self.welcomed else self._welcomed_by)
 
     # --- what happened ----------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Joining:
         self._cancel_due()
         self.welcomed = self._present = True
         self._tries = 0
-        self.manager = sender
+        self.manager = self._welcomed_by = sender
         self._heard_at = self._clock.now()
         self._silence_s = SILENCE_LEASES * lease_s
         if self._silence_due is None and self._silence_s:
@@ -199,3 +200,7 @@ class Joining:
         log.warning("manager_silent", extra={"manager": self.manager, "silence_s": self._silence_s})
         self._tries = 0
         self._join()
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0].casefold()

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
+from kestrel.core.addresses import Pattern, matching
 from kestrel.protocol.messages import Profile
+from kestrel.worker.hours import Hours
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRules:
+    """What the owner of the machine allows. The default allows everything."""
+
+    users: tuple[Pattern, ...] = ()
+    """Whose jobs may run; empty: everybody's."""
+    hours: Hours | None = None
+    """When; None: always."""
+    at_close: Literal["finish", "stop"] = "finish"
+    """What becomes of running tasks when the hours end: they end by themselves, or are stopped and given
+    back."""
+    local_time: Callable[[float], datetime] = datetime.fromtimestamp
+    """From Unix time to the time on the wall."""
+
+    def refuses(self, user: str) -> bool:
+        """Whether jobs of this user must not run. Who is not named is nobody's guest."""
+        return bool(self.users) and not (user and matching(self.users, user))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +59,7 @@ class WorkerSettings:
     finished_bytes_max: int = 64 * 1024 * 1024
     env: dict[str, str] = field(default_factory=dict)
     """Added to the environment of every task."""
+    owner: OwnerRules = field(default_factory=OwnerRules)
     windows: bool = False
     """Shell commands are for cmd.exe."""
 
