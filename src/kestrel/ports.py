@@ -96,6 +96,21 @@ class TransportEvents(Protocol):
         ...
 
 
+class RoleEvents(Protocol):
+    """What the manager is told of the roles that a server gives its accounts, apart from `TransportEvents`:
+    workers and clients are told nothing of the kind."""
+
+    @property
+    def role_authority(self) -> str:
+        """Domain of the server that is believed, for its own accounts only; empty: none."""
+        ...
+
+    def on_role(self, jid: str, role: str) -> None:
+        """The account has this role now (`worker`, `user`, `admin`), or none at all (`none`). Told before
+        anything that the account's sessions send, and again when it changes."""
+        ...
+
+
 class Transport(Protocol):
     """Sends to full or bare JIDs. Nothing raises: what cannot be sent now is dropped, as networks do;
     leases, acknowledgements and rejoining repair it."""

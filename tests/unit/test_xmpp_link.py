@@ -153,6 +153,60 @@ def test_subscriptions_are_accepted_and_probes_answered():
     ]
 
 
+def role(text="user", jid="ann@example.org", sender="example.org", kind="headline"):
+    inner = f"<role xmlns='{x.NS_ROLE}' jid='{jid}'>{text}</role>"
+    return f"<message from='{sender}' to='{ME}' type='{kind}'>{inner}</message>"
+
+
+def believing(authority="example.org"):
+    link, recorder, take = linked()
+    recorder.role_authority = authority
+    link.tell_roles(recorder)
+    return take
+
+
+@pytest.mark.parametrize("text", ["worker", "user", "admin", "none"])
+def test_the_believed_server_tells_the_role_of_its_account(text):
+    assert believing()(role(text)) == ([("role", "ann@example.org", text)], [])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        role(sender="eve@example.org"),
+        role(sender="example.org/x"),
+        role(sender="elsewhere.org"),
+        role(sender="elsewhere.org", jid="ann@elsewhere.org"),
+        role(jid="ann@elsewhere.org"),
+        role(jid="ann@sub.example.org"),
+        role(jid="ann@example.org/phone"),
+        role(jid="example.org"),
+        role(jid=""),
+        role(jid="a" * 9000 + "@example.org"),
+        role("root"),
+        role("<b/>"),
+        role(kind="normal"),
+        role(kind="error"),
+    ],
+)
+def test_no_other_role_is_believed_or_answered(raw):
+    assert believing()(raw) == ([], [])
+
+
+def test_without_a_server_that_is_believed_nobody_is():
+    assert believing("")(role()) == ([], [])
+    _, _, take = linked()
+    assert take(role()) == ([], [])
+
+
+def test_who_is_not_admitted_hears_nothing_of_us():
+    link, _, take = linked()
+    link.admits = lambda peer: not peer.startswith("eve@")
+    assert take(f"<presence from='eve@example.org/x' to='{ME}' type='subscribe'/>") == ([], [])
+    assert take(f"<presence from='eve@example.org/x' to='{ME}' type='probe'/>") == ([], [])
+    assert len(take(f"<presence from='{PEER}' to='{ME}' type='probe'/>")[1]) == 1
+
+
 def test_what_is_sent_is_addressed():
     link, recorder, _ = linked()
     link.send(PEER, b'{"a": "<"}')

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kestrel import __version__
-from kestrel.ports import Show, TransportEvents
+from kestrel.core.addresses import parts_of
+from kestrel.ports import RoleEvents, Show, TransportEvents
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.jid import bare
 from kestrel.xmpp.stream import Stanza
@@ -35,6 +36,10 @@ FEATURES = tuple(sorted((x.NS_DISCO_INFO, x.NS_DISCO_ITEMS, x.NS_JSON, x.NS_PING
 SOFTWARE = "Kestrel"
 CONVERSATIONS_MAX = 10_000
 """People of whom it is remembered to which of our addresses they wrote."""
+
+ROLES = frozenset(("worker", "user", "admin", "none"))
+ROLE_BYTES_MAX = 8_192
+"""A telling of a role is no longer: an address takes 3 kB at most."""
 
 _SHOWS = {show.value: show for show in Show}
 
@@ -66,6 +71,9 @@ class XmppLink:
         """Our full address while connected; empty otherwise."""
         self.mute: Callable[[], bool] = lambda: False
         """Whether pings stay unanswered now: we must not pass for alive, another may act in our place."""
+        self.admits: Callable[[str], bool] = lambda _peer: True
+        """Whether this one may see our presence when it asks for it; whom it is refused hears nothing."""
+        self._roles: RoleEvents | None = None
         self._handlers: dict[str, Callable[[Stanza], None]] = {}
         for ns in (x.NS_CLIENT, x.NS_COMPONENT):
             self._handlers[f"{ns} message"] = self._on_message
@@ -75,6 +83,10 @@ class XmppLink:
     def deliver_to(self, events: TransportEvents) -> None:
         """Who is told what happens."""
         self._events = events
+
+    def tell_roles(self, events: RoleEvents) -> None:
+        """Who is told which roles a server gives its accounts; without it such tellings are ignored."""
+        self._roles = events
 
     def attach(self, stream: XmppStream) -> None:
         """What carries it; made with this link as its handler."""
@@ -157,6 +169,28 @@ class XmppLink:
         if body:
             self._note_addressed(sender, stanza.attrs.get("to", ""))
             events.on_message(sender, body.encode("utf-8"), True)
+        elif kind == "headline" and stanza.has_child(x.NS_ROLE, "role"):
+            self._on_role(sender, stanza)
+
+    def _on_role(self, sender: str, stanza: Stanza) -> None:
+        """A server tells the role of one of its accounts: `<role xmlns='…' jid='ann@pool.org'>user</role>`.
+
+        Only the server that is believed may, as itself: an account that sends the same has an `@` in its
+        address, which the server stamps.
+        """
+        roles = self._roles
+        authority = "" if roles is None else roles.role_authority
+        if roles is None or not authority or sender != authority or len(stanza.raw) > ROLE_BYTES_MAX:
+            log.debug("xmpp.role_ignored", extra={"sender": sender, "believed": authority})
+            return
+        element = stanza.tree().find(f"{{{x.NS_ROLE}}}role")
+        jid = "" if element is None else element.get("jid", "")
+        role = "" if element is None else (element.text or "").strip()
+        user, domain, resource = parts_of(jid)
+        if not user or domain != authority or resource or role not in ROLES:
+            log.warning("xmpp.role_ignored", extra={"sender": sender, "jid": jid[:200], "role": role[:20]})
+            return
+        roles.on_role(jid, role)
 
     def _note_addressed(self, sender: str, to: str) -> None:
         """A component has many addresses (pool@, jobs@ …): a conversation keeps the one it began with."""
@@ -190,6 +224,8 @@ class XmppLink:
                 events.on_unavailable(sender, stanza.child_text(stanza.ns, "status") or "unavailable")
             case "error":
                 self._on_bounce(sender, stanza)
+            case "subscribe" | "probe" if not self.admits(sender):
+                return
             case "subscribe":
                 mine = self._mine(stanza)
                 self._send(x.presence(bare(sender), type="subscribed", from_=mine))
