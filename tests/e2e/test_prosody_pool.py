@@ -25,7 +25,7 @@ def secret_file(directory: Path, secret: str) -> str:
 def test_a_pool_on_prosody_with_tls(tmp_path: Path, kind: str):
     component = "kestrel.localhost"
     manager_jid = component if kind == "component" else "manager@localhost"
-    with Prosody(accounts=ACCOUNTS, components={component: "c-secret"}, tls=True) as server:
+    with Prosody(accounts=ACCOUNTS, components={component: "c-secret"}, require_tls=True) as server:
         pool = Pool(tmp_path)
         where = ("--host", "127.0.0.1", "--port", str(server.port), "--fingerprint", server.fingerprint)
         if kind == "component":

@@ -97,13 +97,13 @@ def component(server, secret="secret-mgr"):
 @pytest.fixture(scope="module")
 def server():
     accounts = {"alice": "secret-alice", "bob": "secret-bob"}
-    with Prosody(accounts=accounts, components={MANAGER: "secret-mgr"}) as prosody:
+    with Prosody(accounts=accounts, components={MANAGER: "secret-mgr"}, tls=False) as prosody:
         yield prosody
 
 
 @pytest.fixture(scope="module")
 def secure():
-    with Prosody(accounts={"alice": "secret-alice"}, tls=True) as prosody:
+    with Prosody(accounts={"alice": "secret-alice"}, require_tls=True) as prosody:
         yield prosody
 
 

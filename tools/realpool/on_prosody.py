@@ -36,7 +36,7 @@ class ProsodyPool(RealPool):
         self.prosody = Prosody(
             accounts={name: f"secret-{name}" for name in names},
             components={COMPONENT: "secret-component"},
-            tls=True,
+            require_tls=True,
             program=program,
         )
         self.port, self.component_port = self.prosody.port, self.prosody.component_port
