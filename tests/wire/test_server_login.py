@@ -230,7 +230,7 @@ def test_a_changed_password_is_the_one_that_counts():
         (header().replace(" version='1.0' ", " "), "unsupported-version"),
         (header(ns="jabber:server"), "invalid-namespace"),
         ("<html>", "invalid-namespace|bad-format"),
-        ("GET / HTTP/1.1\r\n\r\n", "not-well-formed|bad-format"),
+        ("POST / HTTP/1.1\r\n\r\n", "not-well-formed|bad-format"),
         (header() + "<message to='bob@x.localhost'/>", "not-authorized"),
         (
             header() + "<iq type='set' id='1'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",

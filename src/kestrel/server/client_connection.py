@@ -36,6 +36,8 @@ class ClientConnection(Connection):
 
     __slots__ = ("_login", "_user", "encrypted")
 
+    takes_starttls = True
+
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self.encrypted = False
@@ -57,8 +59,11 @@ class ClientConnection(Connection):
 
     @property
     def _tls_required(self) -> bool:
-        required = self.hub.settings.tls_required
-        return required if required is not None else not self.is_loopback
+        return self.hub.requires_tls(self.address)
+
+    @property
+    def _may_secure(self) -> bool:
+        return self.takes_starttls and self.hub.context is not None and not self.encrypted
 
     @property
     def _takes_secrets(self) -> bool:
@@ -147,7 +152,7 @@ class ClientConnection(Connection):
         if self._user:
             return _ALL_BOUND
         parts = []
-        if self.hub.context is not None and not self.encrypted:
+        if self._may_secure:
             required = "<required/>" if self._tls_required else ""
             parts.append(f"<starttls xmlns='{x.NS_TLS}'>{required}</starttls>")
         if self._takes_secrets:
@@ -175,7 +180,7 @@ class ClientConnection(Connection):
     # TLS
 
     def _start_tls(self) -> None:
-        if self.hub.context is None or self.encrypted:
+        if not self._may_secure:
             self.write(f"<failure xmlns='{x.NS_TLS}'/>".encode())
             self.finish()
             return

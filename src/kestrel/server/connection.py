@@ -11,14 +11,17 @@ import asyncio
 import logging
 import secrets
 from abc import abstractmethod
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from kestrel.server.hub import FLUSH_NOW_BYTES, Guest, Hub
-from kestrel.server.origin import is_loopback_peer, origin_of
+from kestrel.server.origin import origin_of
 from kestrel.server.sessions import Session
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import REQUEST, AckCounter, AckError
 from kestrel.xmpp.stream import Event, Stanza, StreamError, StreamHeader, StreamReader
+
+if TYPE_CHECKING:
+    from kestrel.xmpp.websocket import Framing
 
 log = logging.getLogger("kestrel.server")
 
@@ -55,10 +58,12 @@ class Connection(asyncio.Protocol):
 
     namespace = x.NS_CLIENT
     kind = "client"
+    ack_request = REQUEST
+    """What asks for an acknowledgement (XEP-0198)."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.reader = self._make_reader()
+        self.reader: StreamReader | Framing = self._make_reader()
         self.transport: asyncio.Transport | None = None
         self.session: Session | None = None
         self.acks: AckCounter | None = None
@@ -97,11 +102,6 @@ class Connection(asyncio.Protocol):
     @property
     @abstractmethod
     def outgoing_bytes_max(self) -> int: ...
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the other end is on this machine."""
-        return is_loopback_peer(self.address)
 
     # ----------------------------------------------------------------------------------------------
     # called by asyncio
@@ -294,7 +294,7 @@ class Connection(asyncio.Protocol):
         if self.acks is not None:
             try:
                 if self.acks.count_sent(count):
-                    data += REQUEST
+                    data += self.ack_request
             except AckError as problem:
                 self.fail("policy-violation", problem.text)
                 return

@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from kestrel.server.client_connection import ClientConnection
 from kestrel.server.hub import Hub
 from kestrel.server.origin import origin_of
 
+if TYPE_CHECKING:
+    from kestrel.xmpp.websocket import Answer
+
 log = logging.getLogger("kestrel.server")
 
+HTTP_START = b"GET "
+HTTP_END = b"\r\n\r\n"
 TLS_HANDSHAKE = 0x16
 TLS_RECORD_HEADER = 5
+TLS_CLIENT_HELLO = (3, 1)
+"""Major version of the record, kind of handshake message (RFC 8446 sections 5.1 and 4)."""
 TLS_REFUSAL = b"\x15\x03\x01\x00\x02\x02\x28"
-"""A fatal alert, `handshake_failure` (RFC 8446 section 6.2): there is no certificate here."""
+"""A fatal alert, `handshake_failure` (RFC 8446 section 6.2)."""
 
 
 class Doorman(asyncio.Protocol):
@@ -89,6 +96,8 @@ class Doorman(asyncio.Protocol):
             return
         if held[0] == TLS_HANDSHAKE and not self.encrypted:
             self._on_hello(held)
+        elif HTTP_START.startswith(held[: len(HTTP_START)]):
+            self._on_request(held)
         else:
             # Whatever it is, the stream's reader says in words what is wrong with it.
             self._let_in(ClientConnection(self.hub))
@@ -108,11 +117,12 @@ class Doorman(asyncio.Protocol):
     # TLS from the first byte (XEP-0368)
 
     def _on_hello(self, held: bytes) -> None:
-        """TLS costs memory and time, so it begins only when the first record is whole."""
-        if len(held) < TLS_RECORD_HEADER:
+        """TLS costs memory and time, so it begins only when a client's hello is whole."""
+        if len(held) <= TLS_RECORD_HEADER:
             return
         size = TLS_RECORD_HEADER + int.from_bytes(held[3:5], "big")
-        if self.hub.context is None or size > self.hub.limits.first_words_bytes_max:
+        is_hello = (held[1], held[TLS_RECORD_HEADER]) == TLS_CLIENT_HELLO and size > TLS_RECORD_HEADER
+        if self.hub.context is None or not is_hello or size > self.hub.limits.first_words_bytes_max:
             log.info(
                 "server.tls_refused",
                 extra={"address": self.address, "certificate": self.hub.context is not None, "bytes": size},
@@ -153,11 +163,45 @@ class Doorman(asyncio.Protocol):
         self.connection_lost(None)
 
     # ----------------------------------------------------------------------------------------------
+    # HTTP, which leads to a WebSocket (RFC 7395) or to nothing
+
+    def _on_request(self, held: bytes) -> None:
+        from kestrel.server import web
+        from kestrel.server.websocket_connection import WebSocketConnection
+
+        hub = self.hub
+        end = held.find(HTTP_END, 0, hub.limits.first_words_bytes_max) + len(HTTP_END)
+        if end < len(HTTP_END):
+            if len(held) >= hub.limits.first_words_bytes_max:
+                self._refuse(web.too_long())
+            return
+        may_enter = self.encrypted or not hub.requires_tls(self.address)
+        answer = web.answer_to(held[:end], domain=hub.settings.domain, may_enter=may_enter)
+        if answer.connection is None:
+            self._refuse(answer)
+            return
+        assert self.transport is not None
+        self.transport.write(answer.send)
+        self._held = held[end:]
+        self._let_in(WebSocketConnection(hub, answer.connection))
+
+    def _refuse(self, answer: Answer) -> None:
+        log.info("server.http_refused", extra={"address": self.address, "answer": answer.send[9:12].decode()})
+        assert self.transport is not None
+        self.transport.write(answer.send)
+        self.close()
+
+    # ----------------------------------------------------------------------------------------------
     # ending
 
     def fail(self, condition: str, text: str = "") -> None:
         """Send it away, with words if it could understand them."""
         if self.closed_at:
+            return
+        if not self.securing and HTTP_START.startswith(self._held[: len(HTTP_START)] or b"-"):
+            from kestrel.server import web
+
+            self._refuse(web.too_late())
             return
         if self.securing or self._held:
             self.drop(condition)

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from kestrel.errors import EnvironmentProblem, KestrelError, UsageError
 from kestrel.server.accounts import Accounts, keys_of_password
+from kestrel.server.origin import is_loopback_peer
 from kestrel.server.routing import Router
 from kestrel.server.sessions import Session
 from kestrel.server.settings import ServerSettings
@@ -167,6 +168,11 @@ class Hub:
         counts = self.addresses or self.half_open or self.half_open_count
         left = self.connections or counts or self.router.rosters.remembered
         return not left and self.router.tables.empty
+
+    def requires_tls(self, address: str) -> bool:
+        """Whether who comes from there must encrypt before any secret is taken."""
+        required = self.settings.tls_required
+        return required if required is not None else not is_loopback_peer(address)
 
     # ----------------------------------------------------------------------------------------------
     # flushing
