@@ -4,18 +4,30 @@ import asyncio
 
 import pytest
 
+from kestrel.config import PoolAccess
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
+from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.client import ClientSettings, XmppClient
-from kestrel.xmpp.dial import Endpoint, SrvRecord, TlsMode, is_loopback, srv_order, targets_of
+from kestrel.xmpp.endpoint import Endpoint, TlsMode, is_loopback
 from kestrel.xmpp.jid import JidError
+from kestrel.xmpp.lookup import SrvRecord, srv_order, targets_of
 
 
-def targets(endpoint, records=()):
+def targets(endpoint, records=(), secure=()):
+    """Where it is looked for, as text; `secure` are the records for direct TLS."""
+
     async def lookup(name):
-        assert name == f"_xmpp-client._tcp.{endpoint.domain}"
-        return list(records)
+        known = {
+            f"_xmpp-client._tcp.{endpoint.domain}": records,
+            f"_xmpps-client._tcp.{endpoint.domain}": secure,
+        }
+        return list(known[name])
 
-    return asyncio.run(targets_of(endpoint, lookup))
+    return [str(target) for target in asyncio.run(targets_of(endpoint, lookup))]
+
+
+NOTHING = [SrvRecord(0, 0, 0, ".")]
+GUESS = "wss://x.org/xmpp-websocket"
 
 
 def test_lower_priorities_come_first_and_weights_share():
@@ -30,20 +42,54 @@ def test_lower_priorities_come_first_and_weights_share():
     assert drawn.count("a") == 30
 
 
-def test_a_given_host_needs_no_lookup():
-    assert targets(Endpoint("x.org", host="h")) == [("h", 5222)]
-    assert targets(Endpoint("x.org", host="h", port=1)) == [("h", 1)]
-    assert targets(Endpoint("x.localhost")) == [("x.localhost", 5222)]
-    assert targets(Endpoint("x.org", port=7)) == [("x.org", 7)]
+@pytest.mark.parametrize(
+    ("endpoint", "place"),
+    [
+        (Endpoint("x.org", host="h"), "h:5222"),
+        (Endpoint("x.org", host="h", port=1), "h:1"),
+        (Endpoint("x.localhost"), "x.localhost:5222"),
+        (Endpoint("x.org", port=7), "x.org:7"),
+        (Endpoint("x.org", host="h", via="tls"), "xmpps://h:5223"),
+        (Endpoint("x.org", host="::1", port=443, via="tls"), "xmpps://[::1]:443"),
+        (Endpoint("x.org", host="h", via="wss"), "wss://h/xmpp-websocket"),
+        (Endpoint("x.org", host="h", port=8443, via="wss", path="/ws"), "wss://h:8443/ws"),
+        (Endpoint("x.org", via="wss"), "wss://x.org/xmpp-websocket"),
+        (Endpoint("localhost", port=5280, via="ws"), "ws://localhost:5280/xmpp-websocket"),
+    ],
+)
+def test_a_given_place_needs_no_lookup(endpoint, place):
+    async def lookup(name):
+        raise AssertionError(name)
+
+    assert [str(target) for target in asyncio.run(targets_of(endpoint, lookup))] == [place]
 
 
-def test_records_come_before_the_domain_itself():
-    records = [SrvRecord(2, 0, 5269, "b.x.org."), SrvRecord(1, 0, 5222, "a.x.org.")]
-    assert targets(Endpoint("x.org"), records) == [("a.x.org", 5222), ("b.x.org", 5269), ("x.org", 5222)]
-    assert targets(Endpoint("x.org"), []) == [("x.org", 5222)]
-    assert targets(Endpoint("x.org"), [SrvRecord(1, 0, 5222, "x.org.")]) == [("x.org", 5222)]
+def test_records_of_both_kinds_are_tried_in_one_order_and_a_websocket_last():
+    plain = [SrvRecord(3, 0, 5269, "c.x.org."), SrvRecord(1, 0, 5222, "a.x.org.")]
+    secure = [SrvRecord(2, 0, 443, "b.x.org.")]
+    assert targets(Endpoint("x.org"), plain, secure) == [
+        "a.x.org:5222",
+        "xmpps://b.x.org:443",
+        "c.x.org:5269",
+        GUESS,
+    ]
+    assert targets(Endpoint("x.org", via="tls"), plain, secure) == ["xmpps://b.x.org:443"]
+
+
+def test_without_records_the_usual_ports_are_tried():
+    assert targets(Endpoint("x.org")) == ["x.org:5222", "xmpps://x.org:5223", GUESS]
+    assert targets(Endpoint("x.org", via="tls")) == ["xmpps://x.org:5223"]
+
+
+def test_a_kind_that_is_said_to_be_absent_is_not_tried():
+    secure = [SrvRecord(0, 0, 443, "b.x.org.")]
+    assert targets(Endpoint("x.org"), NOTHING, secure) == ["xmpps://b.x.org:443", GUESS]
+    assert targets(Endpoint("x.org"), [], NOTHING) == ["x.org:5222", GUESS]
+    for endpoint, plain in ((Endpoint("x.org"), NOTHING), (Endpoint("x.org", via="tls"), [])):
+        with pytest.raises(EnvironmentProblem):
+            targets(endpoint, plain, NOTHING)
     with pytest.raises(EnvironmentProblem):
-        targets(Endpoint("x.org"), [SrvRecord(0, 0, 0, ".")])
+        targets(Endpoint("x.org"), NOTHING, [])
 
 
 @pytest.mark.parametrize(
@@ -70,6 +116,38 @@ def test_secrets_never_go_over_a_network_in_the_clear():
             _ = Endpoint("localhost", host="10.0.0.1", tls=mode).tls_mode
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        (Endpoint("x.org", via="ws"), "loopback only"),
+        (Endpoint("localhost", host="10.0.0.1", via="ws"), "loopback only"),
+        (Endpoint("localhost", via="ws", fingerprint="ab"), "no certificate"),
+        (Endpoint("localhost", via="ws", tls=TlsMode.REQUIRED), "no certificate"),
+        (Endpoint("localhost", via="wss", tls=TlsMode.NEVER), "is TLS"),
+        (Endpoint("localhost", via="tls", tls=TlsMode.IF_OFFERED), "is TLS"),
+        (Endpoint("x.org", via="wss", path="/a b"), "no path"),
+        (Endpoint("x.org", via="wss", path="/a\r\nHost: b"), "no path"),
+        (Endpoint("x.org", via="wss", path="a"), "no path"),
+    ],
+)
+def test_ways_in_that_are_not_safe_are_refused(endpoint, words):
+    with pytest.raises(UsageError) as caught:
+        _ = endpoint.tls_mode
+    assert words in str(caught.value)
+
+
+def test_ways_in_with_tls_require_it_on_loopback_too():
+    assert Endpoint("localhost", via="tls").tls_mode is TlsMode.REQUIRED
+    assert Endpoint("localhost", via="wss", path="/a?b=c").tls_mode is TlsMode.REQUIRED
+    assert Endpoint("localhost", via="ws").tls_mode is TlsMode.NEVER
+
+
+def test_what_is_kept_about_a_pool_says_the_way_in():
+    access = PoolAccess("m@x.org", "a@x.org", "p", host="h", port=443, via="wss", path="/ws")
+    settings = client_settings(access)
+    assert (settings.host, settings.port, settings.via, settings.path) == ("h", 443, "wss", "/ws")
+
+
 def test_bad_settings_are_refused_at_once():
     async def scene():
         handler = object()
@@ -79,6 +157,8 @@ def test_bad_settings_are_refused_at_once():
             XmppClient(ClientSettings("x.org", "p"), handler)
         with pytest.raises(UsageError):
             XmppClient(ClientSettings("a@x.org", "p", tls=TlsMode.NEVER), handler)
+        with pytest.raises(UsageError):
+            XmppClient(ClientSettings("a@x.org", "p", via="ws"), handler)
 
     asyncio.run(scene())
 

@@ -15,4 +15,6 @@ def client_settings(access: PoolAccess) -> ClientSettings:
         port=access.port or None,
         resource=access.resource,
         fingerprint=access.fingerprint or None,
+        via=access.via,
+        path=access.path,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kestrel.config import Via
 from kestrel.errors import AuthenticationError, EnvironmentProblem, PeerError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import ENABLE, AckCounter
@@ -40,6 +41,10 @@ class ClientSettings:
     """None: required, except on loopback, where it is used if offered."""
     fingerprint: str | None = None
     """SHA-256 of the only certificate (DER) to accept, in hex."""
+    via: Via = ""
+    """Direct TLS, or a WebSocket; empty: TCP with STARTTLS."""
+    path: str = ""
+    """Of the WebSocket; empty: the usual one."""
     priority: int | None = None
     """Send initial presence with this priority, to be reachable by the bare address; None: none."""
     session: SessionSettings = field(default_factory=SessionSettings)
@@ -66,6 +71,8 @@ class XmppClient(Session):
             settings.port or 0,
             settings.tls,
             settings.fingerprint or "",
+            settings.via,
+            settings.path,
         )
         _ = self._endpoint.tls_mode
 

@@ -51,7 +51,8 @@ class XmppComponent(Session):
     async def _log_in(self) -> tuple[Wire, str, AckCounter | None]:
         settings = self._settings
         wire = await connect(
-            [(settings.host, settings.port)],
+            settings.host,
+            settings.port,
             lambda: StreamReader(namespaces=frozenset((x.NS_COMPONENT,)), stanza_bytes_max=STANZA_BYTES_MAX),
             outgoing_bytes_max=self._bounds.outgoing_bytes_max,
         )

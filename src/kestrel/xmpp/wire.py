@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from kestrel.errors import EnvironmentProblem, KestrelError, PeerError
 from kestrel.xmpp import stanza as x
@@ -29,13 +29,23 @@ CLOSE_S_MAX = 1.0
 """How long the other end may take to answer the end of the stream."""
 
 
+class Reader(Protocol):
+    """What turns bytes into events: a `StreamReader`, or something in front of one."""
+
+    def feed(self, data: bytes) -> list[Event]: ...
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Wire(asyncio.Protocol):
     """One connection. `closed` is done, never with an exception, when it is gone; `problem` says why."""
 
     def __init__(self, reader: StreamReader, *, outgoing_bytes_max: int = OUTGOING_BYTES_MAX) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
-        self._reader = reader
+        self._reader: Reader = reader
         self._outgoing_bytes_max = outgoing_bytes_max
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
