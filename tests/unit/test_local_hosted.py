@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kestrel.config import PoolAccess
+from kestrel.config import Invitation, PoolAccess, Via
 from kestrel.errors import EnvironmentProblem
 from kestrel.local.hosted import HostedServer, HostedServerSettings
 
@@ -106,3 +106,19 @@ def test_a_start_that_fails_leaves_the_directory_free(tmp_path: Path, option: st
         assert caught.value.code == "port_taken"
         assert f"--{option.replace('_', '-')}" in caught.value.hint
     life(tmp_path)
+
+
+@pytest.mark.parametrize("via", ["", "tls", "wss"])
+def test_invitations_and_the_administrators_access_say_which_way_to_come_in(tmp_path: Path, via: Via):
+    async def main() -> tuple[Invitation, PoolAccess, int]:
+        hosted = HostedServer(HostedServerSettings(tmp_path / "pool", via=via))
+        await hosted.start()
+        try:
+            invitation = hosted.invite("worker", uses=1, expires_s=60)
+            return invitation, hosted.save_admin(tmp_path / "access.json"), hosted.server.c2s_port
+        finally:
+            await hosted.stop()
+
+    invitation, access, port = asyncio.run(main())
+    assert (invitation.via, invitation.port, access.via) == (via, port, via)
+    assert Invitation.parse(str(invitation)) == invitation

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
 
 from kestrel.cli.options import duration
 from kestrel.cli.output import Output
-from kestrel.config import DEFAULT_C2S_PORT, DEFAULT_DOMAIN
+from kestrel.config import DEFAULT_C2S_PORT, DEFAULT_DOMAIN, Via
 from kestrel.store.places import without_password
 
 STORE_VARIABLE = "KESTREL_STORE"
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _via(_: click.Context, __: click.Parameter, value: str) -> Via:
+    return cast(Via, value.replace("starttls", ""))
+
 
 _OPTIONS = (
     click.option("--pool", default="default", show_default=True, help="Name of the pool."),
@@ -36,6 +41,16 @@ _OPTIONS = (
         help="Port to listen on; 0 picks a free one.",
     ),
     click.option("--public-host", default="", metavar="NAME", help="Name or address that invitations carry."),
+    click.option(
+        "--invite-via",
+        "via",
+        type=click.Choice(("starttls", "tls", "wss")),
+        default="starttls",
+        show_default=True,
+        callback=_via,
+        help="How the invited come in. The port takes all three: wss, a WebSocket in TLS, is what firewalls "
+        "let out that know only the web (then --port 443); tls is TLS from the first byte.",
+    ),
     click.option("--domain", default=DEFAULT_DOMAIN, show_default=True, help="XMPP domain of the server."),
     click.option(
         "--dir",

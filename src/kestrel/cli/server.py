@@ -13,7 +13,7 @@ from kestrel.cli.hosting import hosting_options, pool_words
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
-from kestrel.config import data_home, pool_access_path
+from kestrel.config import Via, data_home, pool_access_path
 from kestrel.local.hosted import HostedServer, HostedServerSettings
 from kestrel.server.service import is_loopback
 from kestrel.xmpp.component import COMPONENT_PORT
@@ -55,6 +55,7 @@ def run(
     host: str,
     port: int,
     public_host: str,
+    via: Via,
     domain: str,
     directory: Path | None,
     uses: int,
@@ -81,6 +82,7 @@ def run(
         domain=domain,
         host=host,
         public_host=public_host,
+        via=via,
         port=port,
         component_host=component_host,
         component_port=component_port,

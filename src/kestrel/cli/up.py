@@ -12,7 +12,7 @@ from kestrel.cli.hosting import hosting_options, pool_words, store_option, warn_
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
-from kestrel.config import data_home, pool_access_path
+from kestrel.config import Via, data_home, pool_access_path
 from kestrel.local.host import HostSettings, PoolHost
 from kestrel.manager.service import ManagerService, run_until
 from kestrel.manager.settings import ManagerSettings
@@ -30,6 +30,7 @@ def up(
     host: str,
     port: int,
     public_host: str,
+    via: Via,
     domain: str,
     directory: Path | None,
     uses: int,
@@ -46,6 +47,7 @@ def up(
     \b
     kestrel up                       # for workers on this machine
     kestrel up --listen 0.0.0.0      # for workers anywhere that reach this machine
+    kestrel up --listen 0.0.0.0 --port 443 --invite-via wss   # for those who reach only web servers
     """
     set_up_logs(verbose)
     access_path = pool_access_path(pool)
@@ -56,6 +58,7 @@ def up(
         domain=domain,
         host=host,
         public_host=public_host,
+        via=via,
         port=port,
         store=place or "",
         manager=ManagerSettings(pool=pool, admins=frozenset({f"admin@{domain.lower()}"})),

@@ -19,6 +19,7 @@ from kestrel.config import (
     DEFAULT_DOMAIN,
     Invitation,
     PoolAccess,
+    Via,
     private_directory,
     write_private,
 )
@@ -45,6 +46,8 @@ class HostedServerSettings:
     """Address to listen on."""
     public_host: str = ""
     """Address that invitations name; empty: `host`, or this machine's name."""
+    via: Via = ""
+    """How invitations say that one comes in; the port takes them all."""
     port: int = 0
     component_host: str = "127.0.0.1"
     """Address to listen on for managers; their port has no encryption."""
@@ -121,7 +124,9 @@ class HostedServer:
         """A new invitation for `uses` accounts with this role."""
         host, port = self.address()
         token = self.accounts.invite(role, uses=uses, expires_s=expires_s)
-        return Invitation(token, host, port, self.domain, self.manager_jid, self.fingerprint)
+        return Invitation(
+            token, host, port, self.domain, self.manager_jid, self.fingerprint, via=self.where.via
+        )
 
     def account(self, name: str, role: str, *, resource: str = "", password: str = "") -> PoolAccess:
         """The account `name` with this password or a new one, made if it is missing, for this machine."""
@@ -140,6 +145,7 @@ class HostedServer:
             resource=resource,
             public_host=self.address()[0],
             accounts=accounts,
+            via=where.via,
         )
 
     def save_admin(self, path: Path) -> PoolAccess:
