@@ -34,6 +34,7 @@ class ManagerStream:
         self.last_problem = ""
         self.link = link
         self.acks = True
+        self.doubts_after_s: float | None = None
         self.received: list[m.ToManager] = []
         self.presence: list[bytes] = []
         self.news = asyncio.Event()
@@ -46,6 +47,9 @@ class ManagerStream:
 
     async def wait_connected(self) -> None:
         return None
+
+    def expect_sign_of_life(self, within_s: float | None) -> None:
+        self.doubts_after_s = within_s
 
     async def close(self) -> None:
         return None
@@ -104,6 +108,7 @@ def test_a_bag_of_real_tasks_runs_and_the_worker_leaves_in_order(tmp_path: Path)
         for r in reports:
             assert r.out == f"9 IT'S {r.task} & <MORE>\n"
             assert (r.exit_code, r.state) == (r.task, "failed" if r.task else "completed")
+        assert world.stream.doubts_after_s == m.Welcome(epoch=1).lease_s
         world.service.leave()
         async with asyncio.timeout(WAIT_S):
             await world.service.wait()

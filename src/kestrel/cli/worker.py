@@ -7,12 +7,16 @@ import platform
 import re
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
+import msgspec
 
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
+from kestrel.cli.owner import owner_options, owner_rules, resource_of
 from kestrel.config import Invitation, PoolAccess, data_home, private_directory
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.worker.profile import detect
@@ -35,6 +39,7 @@ WORKERS_PER_MACHINE_MAX = 1000
 @click.option("-j", "--slots", type=click.IntRange(1), help="Tasks at once.  [default: the cores]")
 @click.option("--provides", multiple=True, metavar="TAGS", help="What this machine has, e.g. 'PYTHON FOO'.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Anything else to tell.")
+@owner_options
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -59,6 +64,12 @@ def worker(
     slots: int | None,
     provides: tuple[str, ...],
     labels: tuple[str, ...],
+    users: tuple[str, ...],
+    hours: str | None,
+    at_close: Literal["finish", "stop"],
+    run_as: str,
+    niceness: int,
+    each_core: bool,
     workdir: Path | None,
     directory: Path | None,
     verbose: bool,
@@ -68,12 +79,19 @@ def worker(
     \b
     kestrel worker --join kestrel://…
     kestrel worker --jid worker@pool.example.org/42 --password-file pw --manager kestrel.example.org
+    kestrel worker --join … --users '*.example.org' --hours 'Mon-Fri 20:00-07:00, Sat, Sun' --run-as nobody
 
     The invitation is used once; started again with it, the worker keeps its account.
     """
     set_up_logs(verbose)
+    owner = owner_rules(users, hours, at_close)
     words = [word for text in provides for word in text.split()]
     profile = detect(slots=slots, provides=words, labels=_labels(labels))
+    profile = msgspec.structs.replace(profile, users=[str(pattern) for pattern in owner.users])
+    if each_core and jid is not None and jid.partition("/")[2]:
+        raise UsageError(
+            "with --each-core the resources are core0, core1 …", hint=f"write --jid {jid.partition('/')[0]}"
+        )
     if (invitation is None) == (jid is None):
         raise UsageError("name either --join or --jid", hint="see kestrel worker --help")
     invited = None if invitation is None else Invitation.parse(invitation)
@@ -84,9 +102,19 @@ def worker(
     for place in [directory] if directory else _places(domain, name):
         private_directory(place)
         access = account or asyncio.run(_join(invited, place, name or place.name))  # type: ignore[arg-type]
-        settings = ServiceSettings(access.manager, profile, place, workdir or Path.cwd())
+        if jid is not None and not each_core:
+            access = replace(access, resource=resource_of(jid, place))
+        settings = ServiceSettings(
+            access.manager,
+            profile,
+            place,
+            workdir or Path.cwd(),
+            owner=owner,
+            run_as=run_as,
+            niceness=niceness,
+        )
         try:
-            asyncio.run(_work(access, settings))
+            asyncio.run(_work(access, settings, (profile.slots or profile.cores) if each_core else 0))
             return
         except EnvironmentProblem as problem:
             if problem.code != "in_use" or directory or name:
@@ -97,12 +125,13 @@ def worker(
     )
 
 
-async def _work(access: PoolAccess, settings: ServiceSettings) -> None:
+async def _work(access: PoolAccess, settings: ServiceSettings, each_core: int) -> None:
     slots = settings.profile.slots or settings.profile.cores
+    address = f"{access.jid}/core0 … core{each_core - 1}" if each_core else f"{access.jid}/{access.resource}"
     Output("table").line(
-        f"Working as {access.jid} for {access.manager} with {slots} slots. Ctrl-C leaves in order."
+        f"Working as {address} for {access.manager} with {slots} slots. Ctrl-C leaves in order."
     )
-    await run_with_access(access, settings)
+    await run_with_access(access, settings, each_core=each_core)
 
 
 async def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
@@ -180,7 +209,7 @@ def _account(
         password = password_file.read_text(encoding="utf-8").strip()
     except OSError as problem:
         raise UsageError(f"cannot read the password from {password_file}: {problem.strerror}") from None
-    account, _, resource = jid.partition("/")
+    account = jid.partition("/")[0]
     if "@" not in account:
         raise UsageError(f"{jid!r} is no account", hint="e.g. worker@pool.example.org/42")
     return PoolAccess(
@@ -190,7 +219,6 @@ def _account(
         host=host,
         port=port,
         fingerprint=fingerprint.replace(":", "").lower(),
-        resource=resource or "worker",
     )
 
 

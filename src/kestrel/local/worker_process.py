@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kestrel.errors import EnvironmentProblem
+from kestrel.worker.unix_user import task_environment
 
 if TYPE_CHECKING:
     from kestrel.config import PoolAccess
@@ -39,7 +40,10 @@ class WorkerProcess:
         words += ["--dir", str(self.directory), "--workdir", workdir or os.getcwd()]
         try:
             # A session of its own: Ctrl-C is for the command line, which stops the worker in order.
-            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+            # What was told to us in our environment, the password of a database perhaps, is not for it.
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, env=task_environment(os.environ, None), start_new_session=True
+            )
         except OSError as problem:
             shutil.rmtree(self.directory, ignore_errors=True)
             raise EnvironmentProblem(f"cannot start the local worker: {problem}") from None

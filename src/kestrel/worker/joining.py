@@ -71,8 +71,11 @@ class Joining:
         return _bare(sender) == _bare(self._settings.manager)
 
     def obeys(self, sender: str) -> bool:
-        """Whether its orders count: the session that welcomed us, or while none has, the last that did."""
-        return self.is_manager(sender) and sender == (self.manager if self.welcomed else self._welcomed_by)
+        """Whether its orders count. Of an account it must be the session that welcomed us last: a component
+        is one program, but anybody who has the password of an account has a session of it."""
+        if "@" not in self._settings.manager:
+            return self.is_manager(sender)
+        return self.is_manager(sender) and sender == self._welcomed_by
 
     # --- what happened ----------------------------------------------------------------------------
 

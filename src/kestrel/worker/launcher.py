@@ -23,6 +23,7 @@ from typing import Any
 from kestrel.errors import EnvironmentProblem
 from kestrel.ports import LauncherEvents, ProcessEnded, StartProcess
 from kestrel.worker.launcher_wire import Start, frame, kill_group, kill_marked, take_frames
+from kestrel.worker.unix_user import UnixUser, task_environment
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ class LauncherSettings:
     restart_s_max: float = 10.0
     stop_s_max: float = 5.0
     """How long `close` waits for the launcher to kill everything."""
+    niceness: int = 0
+    """By so much tasks are nicer to other programs than we are."""
+    user: UnixUser | None = None
+    """As whom tasks run; None: as ourselves."""
+    output_directory: str = ""
+    """With `user`: where the output files of all attempts are, which the launcher then holds open."""
 
 
 class ProcessLauncher(asyncio.Protocol):
@@ -113,11 +120,16 @@ class ProcessLauncher(asyncio.Protocol):
         """A new launcher process, and our end of the connection to it."""
         ours, theirs = socket.socketpair()
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-        arguments = [_ROOT, str(theirs.fileno()), str(self._settings.slots), self._mark]
+        settings, user = self._settings, self._settings.user
+        arguments = [_ROOT, str(theirs.fileno()), str(settings.slots), self._mark, str(settings.niceness)]
+        if user is not None:
+            groups = ",".join(map(str, user.groups))
+            arguments += [settings.output_directory, str(user.uid), str(user.gid), groups]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
+                env=task_environment(os.environ, user),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

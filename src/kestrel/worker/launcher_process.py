@@ -11,6 +11,9 @@ the arguments of `ports.ProcessEnded` in their order.
 Every task gets a session and process group of its own. When its first process ends, the rest of the
 group is killed before the end is told. When the agent goes, for whatever reason, every group is
 killed, and whatever else still carries this launcher's mark in its environment; then the launcher ends.
+
+It may have to become another user before it starts anything: then all output files lie in one directory,
+which it has opened before and reaches by that descriptor alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import time
 from collections import deque
 from typing import Any
 
-from kestrel.worker.launcher_spawn import CannotStartError, Programs, collect
+from kestrel.worker.launcher_spawn import CannotStartError, Outputs, Programs
 from kestrel.worker.launcher_wire import MARK, Start, frame, kill_group, kill_marked, take_frames
 
 GRACE_S = 5.0
@@ -41,7 +44,6 @@ PIDS_WAIT_S = 0.05
 UNSTARTED_S = 0.5
 """A start that found no free slot for so long is given back."""
 _READ_BYTES = 256 * 1024
-_OUTPUT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Running:
@@ -65,7 +67,8 @@ class Running:
 class LauncherProcess:
     """The whole of it; `run` returns when the agent has gone and everything is killed."""
 
-    def __init__(self, agent: socket.socket, slots: int, mark: str) -> None:
+    def __init__(self, agent: socket.socket, slots: int, mark: str, outputs: Outputs) -> None:
+        self._outputs = outputs
         self._agent = agent
         agent.setblocking(False)
         self._slots = slots
@@ -186,9 +189,9 @@ class LauncherProcess:
     def _start(self, start: Start) -> None:
         running = None
         try:
-            out = self._create(start.stdout)
+            out = self._outputs.create(start.stdout)
             try:
-                err = self._create(start.stderr)
+                err = self._outputs.create(start.stderr)
             except CannotStartError:
                 os.close(out)
                 raise
@@ -223,20 +226,6 @@ class LauncherProcess:
         if start.time_limit_s > 0:
             at = running.began + start.time_limit_s
             heapq.heappush(self._timers, (at, running.pid, start.attempt, signal.SIGTERM))
-
-    def _create(self, path: str) -> int:
-        """Open an output file; its directory is made when it is missing."""
-        try:
-            return os.open(path, _OUTPUT_FLAGS, 0o600)
-        except FileNotFoundError:
-            pass
-        except OSError as problem:
-            raise CannotStartError(None, f"cannot write {path}: {problem.strerror}") from None
-        try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            return os.open(path, _OUTPUT_FLAGS, 0o600)
-        except OSError as problem:
-            raise CannotStartError(None, f"cannot write {path}: {problem.strerror}") from None
 
     def _spawn(self, running: Running, argv: list[str], out: int, err: int) -> None:
         """Start the process, in its directory; raises `CannotStartError`."""
@@ -316,8 +305,8 @@ class LauncherProcess:
     def _main_ended(self, running: Running, end: list[Any], reason: str) -> None:
         """The task itself is over: read its output, then run its cleanup, then tell."""
         start = running.start
-        out, out_bytes = collect(running.out, start.stdout, start.tail_bytes)
-        err, err_bytes = collect(running.err, start.stderr, start.tail_bytes)
+        out, out_bytes = self._outputs.collect(running.out, start.stdout, start.tail_bytes)
+        err, err_bytes = self._outputs.collect(running.err, start.stderr, start.tail_bytes)
         running.end = [*end, out, err, out_bytes, err_bytes, running.timed_out, reason, False]
         if start.cleanup is None:
             self._done(running)
@@ -353,9 +342,24 @@ def _unstarted(attempt: int) -> list[Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Arguments: file descriptor of the socket, slots, mark."""
-    fd, slots, mark = int(arguments[0]), int(arguments[1]), arguments[2]
+    """Arguments: file descriptor of the socket, slots, mark, niceness; to become another user also the output
+    directory, and the numbers of user, group and groups."""
+    fd, slots, mark, niceness = int(arguments[0]), int(arguments[1]), arguments[2], int(arguments[3])
     os.set_inheritable(fd, False)
     gc.disable()  # nothing here makes cycles
-    LauncherProcess(socket.socket(fileno=fd), slots, mark).run()
+    if niceness:
+        os.nice(niceness)
+    outputs = Outputs()
+    if len(arguments) > 4:
+        outputs = Outputs(arguments[4])
+        _become(int(arguments[5]), int(arguments[6]), [int(group) for group in arguments[7].split(",")])
+    LauncherProcess(socket.socket(fileno=fd), slots, mark, outputs).run()
     return 0
+
+
+def _become(uid: int, gid: int, groups: list[int]) -> None:
+    """For good: real, effective and saved numbers, and no group of the user before."""
+    os.setgroups(groups)
+    os.setgid(gid)
+    os.setuid(uid)
+    os.umask(0o022)

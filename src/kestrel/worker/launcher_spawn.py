@@ -1,4 +1,4 @@
-"""Starting one process as a shell would have it, and reading what it wrote. Part of the launcher process.
+"""Starting one process as a shell would have it, its output files. Part of the launcher process.
 
 Imports only a little of the standard library. Never waits for a process.
 """
@@ -13,6 +13,7 @@ import stat
 
 _SHELL = "/bin/sh"
 _PATHS_MAX = 10_000
+_OUTPUT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class CannotStartError(Exception):
@@ -119,23 +120,53 @@ def _cannot_start(word: str, problem: OSError) -> CannotStartError:
             return CannotStartError(126, f"cannot start {word}: {problem.strerror}")
 
 
-def collect(fd: int, path: str, tail_bytes: int) -> tuple[str, int]:
-    """The end of an output and its whole length; closes it, removes a file that the end holds completely.
+class Outputs:
+    """The output files of attempts."""
 
-    Text that is not UTF-8 is replaced in the end, so such a file stays.
-    """
-    size = os.fstat(fd).st_size
-    tail = os.pread(fd, tail_bytes, max(0, size - tail_bytes)) if size and tail_bytes else b""
-    os.close(fd)
-    if size > tail_bytes:  # do not begin in the middle of a character
-        skip = 0
-        while skip < min(3, len(tail)) and tail[skip] & 0xC0 == 0x80:
-            skip += 1
-        tail = tail[skip:]
-    text = tail.decode("utf-8", "replace")
-    if not text.isascii():  # two characters that XML cannot carry (XML 1.0 section 2.2)
-        text = text.replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
-    if size <= tail_bytes and "\ufffd" not in text:
-        with contextlib.suppress(OSError):  # the task removed it, or it stays: no harm
-            os.unlink(path)
-    return text, size
+    def __init__(self, directory: str = "") -> None:
+        """`directory`: one that all files are below, opened now; later we may have no path to it any more."""
+        self._prefix = f"{directory}/" if directory else ""
+        self._within = os.open(directory, os.O_RDONLY | os.O_DIRECTORY) if directory else None
+
+    def create(self, path: str) -> int:
+        """Open an output file; its directory is made when it is missing. Raises `CannotStartError`."""
+        name = path.removeprefix(self._prefix)
+        try:
+            return os.open(name, _OUTPUT_FLAGS, 0o600, dir_fd=self._within)
+        except FileNotFoundError:
+            pass
+        except OSError as problem:
+            raise CannotStartError(None, f"cannot write {path}: {problem.strerror}") from None
+        try:
+            self._make_directory(os.path.dirname(name))
+            return os.open(name, _OUTPUT_FLAGS, 0o600, dir_fd=self._within)
+        except OSError as problem:
+            raise CannotStartError(None, f"cannot write {path}: {problem.strerror}") from None
+
+    def _make_directory(self, name: str) -> None:
+        if self._within is None:
+            os.makedirs(name, mode=0o700, exist_ok=True)
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, mode=0o700, dir_fd=self._within)
+
+    def collect(self, fd: int, path: str, tail_bytes: int) -> tuple[str, int]:
+        """The end of an output and its whole length; closes it, removes a file that the end holds completely.
+
+        Text that is not UTF-8 is replaced in the end, so such a file stays.
+        """
+        size = os.fstat(fd).st_size
+        tail = os.pread(fd, tail_bytes, max(0, size - tail_bytes)) if size and tail_bytes else b""
+        os.close(fd)
+        if size > tail_bytes:  # do not begin in the middle of a character
+            skip = 0
+            while skip < min(3, len(tail)) and tail[skip] & 0xC0 == 0x80:
+                skip += 1
+            tail = tail[skip:]
+        text = tail.decode("utf-8", "replace")
+        if not text.isascii():  # two characters that XML cannot carry (XML 1.0 section 2.2)
+            text = text.replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
+        if size <= tail_bytes and "\ufffd" not in text:
+            with contextlib.suppress(OSError):  # the task removed it, or it stays: no harm
+                os.unlink(path.removeprefix(self._prefix), dir_fd=self._within)
+        return text, size

@@ -10,9 +10,12 @@ import contextlib
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from kestrel.clock import AsyncioClock
 from kestrel.config import PoolAccess
@@ -21,8 +24,9 @@ from kestrel.protocol import codec
 from kestrel.protocol.messages import Profile
 from kestrel.worker.agent import WorkerAgent
 from kestrel.worker.launcher import LauncherSettings, ProcessLauncher
-from kestrel.worker.settings import WorkerSettings
+from kestrel.worker.settings import OwnerRules, WorkerSettings
 from kestrel.worker.spool import FileSpool
+from kestrel.worker.unix_user import UnixUser, check_enters, find_user, sealed_directory
 from kestrel.xmpp.link import XmppLink, XmppStream
 
 log = logging.getLogger(__name__)
@@ -30,10 +34,16 @@ log = logging.getLogger(__name__)
 PROFILE_BYTES_MAX = 64 * 1024
 
 
+class WorkerStream(XmppStream, Protocol):
+    """A stream that can be told how soon it should doubt a silent connection."""
+
+    def expect_sign_of_life(self, within_s: float | None) -> None: ...
+
+
 class StreamMaker(Protocol):
     """Makes the worker's XMPP connection for a link."""
 
-    def __call__(self, link: XmppLink) -> XmppStream: ...
+    def __call__(self, link: XmppLink) -> WorkerStream: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,12 @@ class ServiceSettings:
     """Have each finished attempt survive a power cut, too."""
     kill_on_leave: bool = False
     """On the first SIGTERM, stop what runs instead of letting it end."""
+    owner: OwnerRules = field(default_factory=OwnerRules)
+    """Whose jobs the owner of the machine lets run, and when."""
+    run_as: str = ""
+    """Name of the Unix account that tasks run as; empty: ours."""
+    niceness: int = 0
+    """By so much tasks are nicer to other programs than we are."""
 
 
 class WorkerService:
@@ -60,7 +76,7 @@ class WorkerService:
         self._make_stream = make_stream
         self._settings = settings
         self._spool: FileSpool | None = None
-        self._stream: XmppStream | None = None
+        self._stream: WorkerStream | None = None
         self._running: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[None] | None = None
         self.agent: WorkerAgent
@@ -72,13 +88,22 @@ class WorkerService:
         Raises `EnvironmentProblem` or `UsageError`; nothing is left running then.
         """
         settings = self._settings
-        _check(settings)
+        user = find_user(settings.run_as) if settings.run_as else None
+        _check(settings, user)
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         directory = settings.directory.resolve()
         self._spool = FileSpool(directory, fsync=settings.fsync)
         profile = settings.profile
-        self.launcher = ProcessLauncher(LauncherSettings(slots=profile.slots or profile.cores))
+        output_directory = str(sealed_directory(directory, user) if user else directory / "out")
+        self.launcher = ProcessLauncher(
+            LauncherSettings(
+                slots=profile.slots or profile.cores,
+                niceness=settings.niceness,
+                user=user,
+                output_directory=output_directory,
+            )
+        )
         link = XmppLink()
         self.agent = agent = WorkerAgent(
             AsyncioClock(loop),
@@ -89,12 +114,15 @@ class WorkerService:
                 manager=settings.manager,
                 profile=profile,
                 workdir=str(settings.workdir.resolve()),
-                output_directory=str(directory / "out"),
+                output_directory=output_directory,
+                home=user.home if user else "",
+                owner=settings.owner,
                 windows=os.name == "nt",
             ),
         )
         agent.on_left = self._on_left
         agent.on_failed = self._on_failed
+        agent.on_lease = self._on_lease
         link.deliver_to(agent)
         try:
             agent.outputs.load()
@@ -142,6 +170,11 @@ class WorkerService:
         if self._spool is not None:
             self._spool.close()
 
+    def _on_lease(self, lease_s: float) -> None:
+        """Who is taken as lost after so long must know by then that its connection is dead."""
+        if self._stream is not None:
+            self._stream.expect_sign_of_life(lease_s or None)
+
     def _on_left(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
@@ -151,58 +184,102 @@ class WorkerService:
             self._ended.set_exception(problem)
 
 
-async def run_worker(
-    make_stream: StreamMaker, settings: ServiceSettings, *, lifeline: int | None = None
+async def run_workers(
+    workers: Sequence[tuple[StreamMaker, ServiceSettings]], *, lifeline: int | None = None
 ) -> None:
-    """Run a worker until it has left: SIGTERM or SIGINT once drains it, twice ends it at once.
+    """Run workers until all have left: SIGTERM or SIGINT once drains them, twice ends them at once.
 
-    `lifeline` is a descriptor to read from: when its other end is closed, the worker ends at once.
+    When one cannot go on, all end and its problem is raised. `lifeline` is a descriptor to read from: when
+    its other end is closed, the workers end at once.
     """
-    service = WorkerService(make_stream, settings)
-    await service.start()
+    services: list[WorkerService] = []
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
-    with contextlib.suppress(NotImplementedError):  # an event loop without signals: Ctrl-C ends it as usual
-        for number in numbers:
-            loop.add_signal_handler(number, service.leave)
-    if lifeline is not None:
-        loop.add_reader(lifeline, _on_lifeline, lifeline, service)
     try:
-        await service.wait()
+        for make_stream, settings in workers:
+            service = WorkerService(make_stream, settings)
+            await service.start()
+            services.append(service)
+        with contextlib.suppress(NotImplementedError):  # a loop without signals: Ctrl-C ends it as usual
+            for number in numbers:
+                loop.add_signal_handler(number, _leave, services)
+        if lifeline is not None:
+            loop.add_reader(lifeline, _on_lifeline, lifeline, services)
+        await _wait(services)
     finally:
         if lifeline is not None:
             loop.remove_reader(lifeline)
         with contextlib.suppress(NotImplementedError):
             for number in numbers:
                 loop.remove_signal_handler(number)
-        await service.stop()
+        await asyncio.gather(*(service.stop() for service in services))
 
 
-def _on_lifeline(descriptor: int, service: WorkerService) -> None:
+async def _wait(services: Sequence[WorkerService]) -> None:
+    """Until all have left, or one cannot go on (raises why)."""
+    waiting = [asyncio.create_task(service.wait()) for service in services]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+        for task in waiting:
+            if task.done():
+                task.result()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _leave(services: Sequence[WorkerService]) -> None:
+    for service in services:
+        service.leave()
+
+
+def _on_lifeline(descriptor: int, services: Sequence[WorkerService]) -> None:
     if not os.read(descriptor, 4096):
-        service.end()
+        for service in services:
+            service.end()
 
 
 async def run_with_access(
-    access: PoolAccess, settings: ServiceSettings, *, lifeline: int | None = None
+    access: PoolAccess, settings: ServiceSettings, *, each_core: int = 0, lifeline: int | None = None
 ) -> None:
-    """Run a worker with an account of a pool; `lifeline` as in `run_worker`."""
+    """Run a worker with an account of a pool; `lifeline` as in `run_workers`.
+
+    `each_core`: instead, so many workers of one slot each, with a connection, a resource (`core0`, `core1` …)
+    and a directory of its own each.
+    """
     from kestrel.xmpp.access import client_settings
     from kestrel.xmpp.client import XmppClient
 
-    def make_stream(link: XmppLink) -> XmppStream:
-        return XmppClient(client_settings(access), link)
+    def maker(account: PoolAccess) -> StreamMaker:
+        return lambda link: XmppClient(client_settings(account), link)
 
-    await run_worker(make_stream, settings, lifeline=lifeline)
+    if each_core:
+        parts = [_core(access, settings, number, each_core) for number in range(each_core)]
+    else:
+        parts = [(access, settings)]
+    await run_workers([(maker(account), part) for account, part in parts], lifeline=lifeline)
 
 
-def _check(settings: ServiceSettings) -> None:
+def _core(
+    access: PoolAccess, settings: ServiceSettings, number: int, count: int
+) -> tuple[PoolAccess, ServiceSettings]:
+    """One core's worker: its part of the machine, under its own resource and directory."""
+    name = f"core{number}"
+    profile = msgspec.structs.replace(settings.profile, cores=1, slots=1, ram=settings.profile.ram // count)
+    part = replace(settings, profile=profile, directory=settings.directory / name)
+    return replace(access, resource=name), part
+
+
+def _check(settings: ServiceSettings, user: UnixUser | None) -> None:
     if not settings.workdir.is_dir():
         raise EnvironmentProblem(
             f"the working directory {settings.workdir} does not exist",
             hint="make it, or name another: --workdir",
         )
-    if not os.access(settings.workdir, os.X_OK | os.R_OK):
+    if user is not None:
+        check_enters(user, settings.workdir.resolve())
+    elif not os.access(settings.workdir, os.X_OK | os.R_OK):
         raise EnvironmentProblem(
             f"the working directory {settings.workdir} cannot be entered", hint="mend its permissions"
         )

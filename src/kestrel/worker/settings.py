@@ -57,6 +57,8 @@ class WorkerSettings:
     queued_max: int = 4000
     finished_max: int = 10_000
     finished_bytes_max: int = 64 * 1024 * 1024
+    home: str = ""
+    """What `~` means in a job's directory; empty: our own home."""
     env: dict[str, str] = field(default_factory=dict)
     """Added to the environment of every task."""
     owner: OwnerRules = field(default_factory=OwnerRules)

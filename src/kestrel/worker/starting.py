@@ -24,7 +24,7 @@ class PreparedJob:
         self._cleanup = None if spec.cleanup is None else Template(spec.cleanup, windows=settings.windows)
         self._workdir = settings.workdir
         if spec.workdir:  # absolute, from the home directory, or from where this worker works
-            self._workdir = os.path.join(settings.workdir, os.path.expanduser(spec.workdir))
+            self._workdir = os.path.join(settings.workdir, _expanded(spec.workdir, settings.home))
         self._time_limit_s = spec.time_limit_s
         self._env = {
             **settings.env,
@@ -55,3 +55,9 @@ class PreparedJob:
             tail_bytes=tail_bytes,
             slots=attempt.slots,
         )
+
+
+def _expanded(path: str, home: str) -> str:
+    if home and (path == "~" or path.startswith("~/")):
+        return home + path[1:]
+    return os.path.expanduser(path)
