@@ -33,6 +33,8 @@ SUBPROTOCOL = "xmpp"
 NS_FRAMING = "urn:ietf:params:xml:ns:xmpp-framing"
 FRAGMENTS_MAX = 1024
 """Frames of one message. Its size is bounded by the `stanza_bytes_max` of the reader."""
+IDLE_FRAMES_MAX = 2 * FRAGMENTS_MAX
+"""Frames that are read at once and say nothing: pings, empty messages, fragments."""
 HANDSHAKE_BYTES_MAX = 16384
 """The other end's part of the handshake; its time is bounded by the caller."""
 
@@ -117,7 +119,11 @@ class Framing:
 
     def _read(self, events: list[Event]) -> None:
         ping: ws.Ping | None = None
+        idle = said = 0
         for event in self._connection.events():
+            idle, said = (idle + 1 if len(events) == said else 0), len(events)
+            if idle > IDLE_FRAMES_MAX:
+                raise StreamError("policy-violation", f"{IDLE_FRAMES_MAX} frames that say nothing")
             match event:
                 case ws.TextMessage():
                     self._on_text(event, events)
