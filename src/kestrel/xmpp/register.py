@@ -1,7 +1,9 @@
-"""Makes an account on a server with an invitation (XEP-0077 with a token).
+"""Makes an account on a server with an invitation: in-band registration (XEP-0077) with a token.
 
-The token travels in the request, under the same TLS rules as a password. Called by
-`kestrel worker --join`.
+Where the server announces pre-authenticated registration (XEP-0445, Prosody's mod_invites_register), the
+token is shown first, and then an ordinary registration follows. Elsewhere it travels in the registration
+itself, which is how Kestrel's own server wants it. Either way under the same TLS rules as a password.
+Called by whoever joins a pool.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
+from kestrel.config import Via
 from kestrel.errors import AuthenticationError, EnvironmentProblem, PeerError, UsageError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.dial import Endpoint, TlsMode, dial
@@ -18,6 +21,9 @@ from kestrel.xmpp.stream import Stanza
 from kestrel.xmpp.wire import Wire
 
 REGISTER_S_MAX = 20.0
+NS_PREAUTH = "urn:xmpp:pars:0"
+NS_PREAUTHENTICATED = ("urn:xmpp:ibr-token:0", "urn:xmpp:invite")
+"""By which a server announces XEP-0445; the second is what it was before it had a number."""
 NAMES_TRIED_MAX = 5
 """How many random names are tried when each is taken."""
 
@@ -32,6 +38,8 @@ async def register(
     password: str = "",
     tls: TlsMode | None = None,
     fingerprint: str | None = None,
+    via: Via = "",
+    path: str = "",
 ) -> tuple[str, str]:
     """Make an account; returns its bare JID and password.
 
@@ -39,12 +47,14 @@ async def register(
     Raises `AuthenticationError` (the token or the certificate is not accepted), `UsageError` (the name
     is taken), `EnvironmentProblem`, `PeerError`.
     """
-    endpoint = Endpoint(JID.parse(domain).domain, host or "", port or 0, tls, fingerprint or "")
+    endpoint = Endpoint(JID.parse(domain).domain, host or "", port or 0, tls, fingerprint or "", via, path)
     password = password or secrets.token_urlsafe(24)
     try:
         async with asyncio.timeout(REGISTER_S_MAX):
             dialled = await dial(endpoint)
             try:
+                if any(dialled.features.has_child(ns, "register") for ns in NS_PREAUTHENTICATED):
+                    await _show(dialled.wire, endpoint.domain, token)
                 names = (
                     [username] if username else [f"w-{secrets.token_hex(5)}" for _ in range(NAMES_TRIED_MAX)]
                 )
@@ -66,14 +76,26 @@ async def register(
         ) from problem
 
 
+async def _show(wire: Wire, domain: str, token: str) -> None:
+    """Show the token before the registration (XEP-0445 section 4.2)."""
+    payload = f"<preauth xmlns='{NS_PREAUTH}' token='{x.escape_attribute(token)}'/>"
+    answer = await _answer(wire, payload, to=domain)
+    if answer.attrs.get("type") != "result":
+        raise _refusal(error_condition(answer), answer, domain)
+
+
 async def _ask(wire: Wire, name: str, password: str, token: str) -> Stanza:
-    number = secrets.token_hex(4)
     query = (
         f"<query xmlns='{x.NS_REGISTER}'><username>{x.escape_text(name)}</username>"
         f"<password>{x.escape_text(password)}</password>"
         f"<token xmlns='{x.NS_INVITATION}'>{x.escape_text(token)}</token></query>"
     )
-    wire.write(x.iq("set", number, payload=query))
+    return await _answer(wire, query)
+
+
+async def _answer(wire: Wire, payload: str, *, to: str = "") -> Stanza:
+    number = secrets.token_hex(4)
+    wire.write(x.iq("set", number, to=to, payload=payload))
     while True:
         answer = await wire.element()
         if answer.name == "iq" and answer.attrs.get("id") == number:
