@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
+from kestrel.core.addresses import Pattern, matching
 from kestrel.core.model import (
     COUNTED_MAX,
     AttemptEnd,
@@ -47,6 +48,28 @@ SETTINGS = SchedulerSettings(
 )
 TAGS = ["foo", "bar"]
 TERMINAL = [s for s in TaskState if s.terminal]
+HEALTHY = ("healthy@pool/1", "w@pool/0")
+"""Who works everything off in the end: each list of patterns means one of them."""
+pattern_lists = st.sampled_from(
+    [
+        (),
+        (),
+        tuple(map(Pattern.parse, ["w@pool/0"])),
+        tuple(map(Pattern.parse, ["*/1"])),
+        tuple(map(Pattern.parse, ["w@pool/?", "nobody@pool"])),
+        tuple(map(Pattern.parse, ["h*@pool", "*@pool/0", "w@*/2"])),
+    ]
+)
+user_lists = st.sampled_from(
+    [
+        (),
+        (),
+        tuple(map(Pattern.parse, ["ann@pool"])),
+        tuple(map(Pattern.parse, ["bob@pool", "ann@elsewhere"])),
+        tuple(map(Pattern.parse, ["*@pool"])),
+        tuple(map(Pattern.parse, ["nobody@pool"])),
+    ]
+)
 tag_sets = st.sets(st.sampled_from(TAGS)).map(frozenset)
 
 
@@ -218,6 +241,7 @@ class Machine(RuleBasedStateMachine):
         assert worker.joined
         assert job.terms.requires <= worker.offer.provides
         assert job.terms.slots <= worker.offer.slots
+        assert self.may_run(job, effect.worker)
         assert 1 <= len(effect.tasks) <= SETTINGS.batch_max
         assert len(set(effect.tasks)) == len(effect.tasks)
         for attempt, task in enumerate(effect.tasks, effect.attempt):
@@ -234,9 +258,28 @@ class Machine(RuleBasedStateMachine):
         assert not view.drained
         if view.reason:
             assert len(effect.tasks) == 1, "more than a probe"
-            assert job.terms.restart, "what must not run twice is no probe"
+            assert job.terms.restart or not self.others_run(job, effect.worker), "no probe"
             assert view.in_hand == len(worker.hand)
             self.probes += 1
+
+    def may_run(self, job: Stored, name: str) -> bool:
+        """Whether job and owner want that."""
+        terms, users = job.terms, self.workers[name].offer.users
+        return (not terms.workers or matching(terms.workers, name)) and (
+            not users or matching(users, terms.user)
+        )
+
+    def others_run(self, job: Stored, name: str) -> bool:
+        """Whether somebody else takes tasks of the job as usual."""
+        return any(
+            other != name
+            and not view.drained
+            and not view.reason
+            and job.terms.requires <= view.offer.provides
+            and job.terms.slots <= view.slots
+            and self.may_run(job, other)
+            for other, view in self.scheduler.workers().items()
+        )
 
     def joined(self) -> list[str]:
         return [name for name, w in self.workers.items() if w.joined]
@@ -251,8 +294,8 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.submit(9, frozenset(), 1, 0, 1, True, False, "ann")
-        self.submit(5, frozenset(["foo"]), 1, 0, 2, True, True, "bob")
+        self.submit(9, frozenset(), 1, 0, 1, True, False, "ann@pool")
+        self.submit(5, frozenset(["foo"]), 1, 0, 2, True, True, "bob@pool")
         self.join(2, frozenset(["foo"]))
         self.join(1, frozenset())
 
@@ -264,7 +307,8 @@ class Machine(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         restart=st.booleans(),
         is_open=st.booleans(),
-        user=st.sampled_from(["ann", "bob"]),
+        user=st.sampled_from(["ann@pool", "bob@pool"]),
+        workers=pattern_lists,
     )
     def submit(
         self,
@@ -276,9 +320,10 @@ class Machine(RuleBasedStateMachine):
         restart: bool,
         is_open: bool,
         user: str,
+        workers: tuple[Pattern, ...] = (),
     ) -> None:
         number, self.fresh_job = self.fresh_job, self.fresh_job + 1
-        terms = JobTerms(user, requires, slots, priority, retries, restart)
+        terms = JobTerms(user, requires, slots, priority, retries, restart, workers)
         self.jobs[number] = Stored(terms, bytearray(size), is_open)
         self.handle(ev.JobSubmitted(number, terms, size, is_open))
 
@@ -322,10 +367,10 @@ class Machine(RuleBasedStateMachine):
     # --- workers ----------------------------------------------------------------------------------------
 
     @precondition(lambda self: len(self.workers) < 5)
-    @rule(slots=st.integers(1, 4), provides=tag_sets)
-    def join(self, slots: int, provides: frozenset[str]) -> None:
+    @rule(slots=st.integers(1, 4), provides=tag_sets, users=user_lists)
+    def join(self, slots: int, provides: frozenset[str], users: tuple[Pattern, ...] = ()) -> None:
         name = f"w@pool/{len(self.workers)}"
-        self.workers[name] = FakeWorker(WorkerOffer(slots, provides))
+        self.workers[name] = FakeWorker(WorkerOffer(slots, provides, users))
         self.come_back(name)
 
     def come_back(self, name: str) -> None:
@@ -335,11 +380,18 @@ class Machine(RuleBasedStateMachine):
         self.handle(ev.WorkerJoined(name, worker.offer, worker.held()))
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data(), slots=st.integers(1, 4), provides=tag_sets, change=st.booleans())
-    def rejoin(self, data: st.DataObject, slots: int, provides: frozenset[str], change: bool) -> None:
+    @rule(data=st.data(), slots=st.integers(1, 4), provides=tag_sets, users=user_lists, change=st.booleans())
+    def rejoin(
+        self,
+        data: st.DataObject,
+        slots: int,
+        provides: frozenset[str],
+        users: tuple[Pattern, ...],
+        change: bool,
+    ) -> None:
         name = data.draw(st.sampled_from(sorted(self.workers)))
         if change:
-            self.workers[name].offer = WorkerOffer(slots, provides)
+            self.workers[name].offer = WorkerOffer(slots, provides, users)
         self.come_back(name)
 
     @precondition(lambda self: any(self.workers[n].hand for n in self.joined()))
@@ -395,7 +447,7 @@ class Machine(RuleBasedStateMachine):
     def one_worker_is_broken(self, rounds: int) -> None:
         """It fails, one after the other, what others complete."""
         bad = min(n for n in self.joined() if self.workers[n].hand)
-        self.submit(20, frozenset(), 1, 1, 3, True, False, "ann")
+        self.submit(20, frozenset(), 1, 1, 3, True, False, "ann@pool")
         for _ in range(rounds):
             for name in [n for n in self.joined() if self.workers[n].hand]:
                 worker = self.workers[name]
@@ -629,7 +681,9 @@ class Machine(RuleBasedStateMachine):
             if job.open:
                 job.open = False
                 self.handle(ev.JobExtended(number, 0, True))
-        self.workers["healthy@pool/1"] = FakeWorker(WorkerOffer(4, frozenset(TAGS)))
+        for name in HEALTHY:
+            known = self.workers.setdefault(name, FakeWorker(WorkerOffer(1)))
+            known.offer = WorkerOffer(4, frozenset(TAGS))
         for name in self.workers:
             self.come_back(name)
         self.handle(*(ev.WorkerDrained(name, False) for name in self.workers))

@@ -67,7 +67,20 @@ class Pattern:
 
     def matches(self, address: str) -> bool:
         """Whether a prepared address is meant."""
-        return _matches(self, address)
+        return self.matches_parts(parts_of(address))
+
+    def matches_parts(self, parts: Parts) -> bool:
+        """The same of an address that was taken apart before."""
+        user, domain, resource = parts
+        return (
+            (not self.domain or _fits(self.domain, domain))
+            and (not self.user or _fits(self.user, user))
+            and (not self.resource or _fits(self.resource, resource))
+        )
+
+    def is_wild(self, part: Part) -> bool:
+        """Whether this part has `*` or `?` in it."""
+        return not _WILD.isdisjoint(getattr(self, part))
 
     def __str__(self) -> str:
         return self.text
@@ -75,7 +88,8 @@ class Pattern:
 
 def matching(patterns: tuple[Pattern, ...], address: str) -> bool:
     """Whether one of them means the address."""
-    return any(pattern.matches(address) for pattern in patterns)
+    parts = parts_of(address)
+    return any(pattern.matches_parts(parts) for pattern in patterns)
 
 
 @lru_cache(maxsize=4096)
@@ -98,15 +112,6 @@ def _parse(text: str) -> Pattern:
 
 def _any(part: str) -> str:
     return "" if part == "*" else part
-
-
-def _matches(pattern: Pattern, address: str) -> bool:
-    user, domain, resource = parts_of(address)
-    return (
-        (not pattern.domain or _fits(pattern.domain, domain))
-        and (not pattern.user or _fits(pattern.user, user))
-        and (not pattern.resource or _fits(pattern.resource, resource))
-    )
 
 
 def _fits(glob: str, text: str) -> bool:

@@ -21,9 +21,9 @@ from typing import Final
 from kestrel.core import effects as fx
 from kestrel.core.books import Books
 from kestrel.core.jobs import TASK_S_MIN, UNIT, Attempt, Job
-from kestrel.core.matching import Signature, WorkerClass
 from kestrel.core.model import TaskState
 from kestrel.core.pool import Worker
+from kestrel.core.signatures import Crew, Signature, WorkerClass
 from kestrel.core.story import Entry
 
 LENDERS_LOOKED_AT_MAX: Final = 32
@@ -35,8 +35,6 @@ class Dispatch:
 
     def __init__(self, books: Books) -> None:
         self.books = books
-        self._lending: dict[Signature, None] = {}
-        """Signatures of which some worker may have more than it can start."""
 
     def settle(self) -> None:
         """Hand out what can be handed out; then say which jobs ended and which changed."""
@@ -52,10 +50,17 @@ class Dispatch:
             self._feed_takers_of(signature)
         dirty = [cls for cls in books.pool.dirty if cls.hungry]
         self._feed(dirty)
+        named = [worker for worker in books.pool.dirty_named if worker.named]
+        for worker in named:
+            self._feed_named(worker)
         for cls in dirty:
             if cls.idle:
                 self._balance(cls)
+        for worker in named:
+            if worker.idle:
+                self._balance_named(worker)
         books.pool.dirty.clear()
+        books.pool.dirty_named.clear()
         if books.quarantine.barred:
             self._ask_the_barred()
             for worker in books.quarantine.due():
@@ -95,12 +100,11 @@ class Dispatch:
 
     def _feed_takers_of(self, signature: Signature) -> None:
         """Queued tasks appeared: serve those who want work, the classes in turn."""
-        while signature.ready and signature.hungry:
-            cls = next(iter(signature.hungry))
-            signature.hungry.move_to_end(cls)
-            job = self.books.matching.best_for(cls)
+        matching = self.books.matching
+        while signature.ready and (worker := matching.taker_of(signature)) is not None:
+            job = matching.best_of(worker)
             if job is not None:
-                self._serve(cls, job)
+                self._serve(worker, job)
 
     def _feed(self, classes: list[WorkerClass]) -> None:
         """Somebody in these classes wants work: serve the classes in turn."""
@@ -108,15 +112,23 @@ class Dispatch:
         while line:
             cls = line.popleft()
             job = self.books.matching.best_for(cls) if cls.hungry else None
-            if job is not None:
-                self._serve(cls, job)
+            worker = cls.hungry.first() if job is not None else None
+            if worker is not None and worker.named:
+                job = self.books.matching.best_of(worker)
+            if job is not None and worker is not None:
+                self._serve(worker, job)
                 line.append(cls)
 
-    def _serve(self, cls: WorkerClass, job: Job) -> None:
-        """Give the hungriest worker of a class its part of a job, or take it out of the line."""
-        worker = cls.hungry.first()
-        if worker is None:
-            return
+    def _feed_named(self, worker: Worker) -> None:
+        """This worker wants work, and jobs name it."""
+        while worker in worker.cls.hungry:
+            job = self.books.matching.best_of(worker)
+            if job is None:
+                break
+            self._serve(worker, job)
+
+    def _serve(self, worker: Worker, job: Job) -> None:
+        """Give a hungry worker its part of a job, or take it out of the line."""
         room = self._room(worker, job)
         if room < 1:
             self.books.pool.sate(worker)
@@ -195,7 +207,7 @@ class Dispatch:
         free = worker.offer.slots - worker.used
         if worker.drained or free < 1:
             return
-        job = self.books.matching.probe_for(worker.cls, free)
+        job = self.books.matching.probe_for(worker, free)
         if job is not None:
             number = self.books.next_attempt
             self._assign(worker, job, 1)
@@ -213,28 +225,36 @@ class Dispatch:
         excess = _excess(worker, job)
         if excess > 0:
             job.lenders.put(worker, -excess)
-            job.signature.lenders[job] = None
-            self._lending[job.signature] = None
+            self.books.matching.lend(job)
 
     def look_for_balance(self) -> None:
         """Time passed: tasks may take longer than was thought while others are idle."""
-        for signature in list(self._lending):
+        matching = self.books.matching
+        for signature in list(matching.lending):
             if not signature.lenders:
-                del self._lending[signature]
+                del matching.lending[signature]
                 continue
+            if isinstance(signature, Crew):
+                self._relieve(signature, matching.naming.idle_in(signature))
             for cls in signature.hungry:
-                if cls.idle and not self._relieve(signature, cls):
+                if cls.idle and not self._relieve(signature, cls.idle):
                     break
 
     def _balance(self, cls: WorkerClass) -> None:
         """Workers of this class are idle, and nothing is queued that they could run."""
         for signature in cls.signatures:
             if signature.lenders:
-                self._relieve(signature, cls)
+                self._relieve(signature, cls.idle)
 
-    def _relieve(self, signature: Signature, cls: WorkerClass) -> bool:
+    def _balance_named(self, worker: Worker) -> None:
+        """This worker is idle, and nothing is queued that names it."""
+        for crew in worker.named:
+            if crew.lenders:
+                self._relieve(crew, self.books.matching.naming.idle_in(crew))
+
+    def _relieve(self, signature: Signature, idle: int) -> bool:
         """Ask for at most as many hands' excess as there are idle workers; false if none was found."""
-        while signature.revokes < cls.idle:
+        while signature.revokes < idle:
             if not self._revoke_from_fullest(signature):
                 return False
         return True
@@ -267,6 +287,7 @@ class Dispatch:
 
     def _revoke(self, worker: Worker, job: Job, count: int) -> None:
         worker.revoking = job
+        job.revokes += 1
         job.signature.revokes += 1
         self.books.effects.append(fx.RevokeTasks(worker.id, job.id, count))
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 from math import isinf
 from typing import Final
 
+from kestrel.core.addresses import Pattern, matching
 from kestrel.core.books import Books
 from kestrel.core.jobs import Job
-from kestrel.core.matching import Signature
-from kestrel.core.model import TaskIndex, TaskState
+from kestrel.core.model import JobTerms, TaskIndex, TaskState, WorkerId, WorkerOffer
+from kestrel.core.pool import Worker
 from kestrel.core.quarantine import Bar
+from kestrel.core.signatures import Crew, Signature, may_run
 
 NAMED_MAX: Final = 3
-"""So many workers are named in one sentence."""
+"""So many workers, patterns or lists of users are named in one sentence."""
+_DIGITS: Final = bytes(b"01"[b & 1] for b in range(256))
 
 
 def explain_job(books: Books, job: Job, now: float) -> list[str]:
@@ -68,32 +71,82 @@ def mismatch(books: Books, job: Job, now: float) -> list[str]:
     signature = job.signature
     if job.ended is not None or signature.capacity:
         return []
+    terms = job.terms
     total = len(books.pool.workers)
     if not total:
-        return [f"There are no workers in the pool{_departed(books, signature, now)}."]
-    matching = sum(len(cls.members) for cls in signature.classes)
-    if matching:
+        return [f"There are no workers in the pool{_departed(books, terms, now)}."]
+    fitting = sum(1 for _ in signature.members())
+    if fitting:
         troubled = _in_trouble(books, signature, now)
         why = "draining or in trouble" if troubled else "draining"
-        return [f"{_of(matching, total)} could run it, but all of them are {why}.", *troubled]
-    classes = books.matching.classes.values()
+        return [f"{_of(fitting, total)} could run it, but all of them are {why}.", *troubled]
+    meant = [w for w in books.pool.workers.values() if not terms.workers or matching(terms.workers, w.id)]
+    if not meant:
+        only = JobTerms(terms.user, workers=terms.workers)
+        verb = "means" if len(terms.workers) == 1 else "mean"
+        whom = f"none of the {total} workers" if total > 1 else "not the one worker of the pool"
+        return [f"{_patterns(terms.workers)} {verb} {whom}{_departed(books, only, now)}."]
+    lines = _lacking(books, terms, meant, now)
+    lines += _unwilling(job, [w for w in meant if _able(terms, w.offer)])
+    if len(lines) > 1:
+        lines.insert(0, f"0 of {_n(total, 'worker')} can run it{_departed(books, terms, now)}.")
+    if len(meant) < total:
+        verb = "means" if len(terms.workers) == 1 else "mean"
+        lines.insert(0, f"{_patterns(terms.workers)} {verb} {_of(len(meant), total)}.")
+    return lines
+
+
+def _lacking(books: Books, terms: JobTerms, meant: list[Worker], now: float) -> list[str]:
+    """What the workers that are meant do not offer."""
     lines = []
-    for tag in sorted(signature.requires):
-        having = sum(len(cls.members) for cls in classes if tag in cls.offer.provides)
-        if having < total:
-            words = f"{_of(having, total)} {_verb(total, 'provide')} {tag.upper()}"
-            lacking = Signature(frozenset({tag}), 1)
-            lines.append(f"{words}{'' if having else _departed(books, lacking, now)}.")
-    wide = sum(len(cls.members) for cls in classes if cls.offer.slots >= signature.slots)
-    if wide < total:
-        most = max(cls.offer.slots for cls in classes)
+    count = len(meant)
+    of_these = _of(0, count)[1:] if len(meant) == len(books.pool.workers) else f" of these {count}"
+    for tag in sorted(terms.requires):
+        having = sum(tag in w.offer.provides for w in meant)
+        if having < count:
+            words = f"{having}{of_these} {_verb(count, 'provide')} {tag.upper()}"
+            only = JobTerms(terms.user, requires=frozenset({tag}))
+            lines.append(f"{words}{'' if having else _departed(books, only, now)}.")
+    wide = sum(w.offer.slots >= terms.slots for w in meant)
+    if wide < count:
+        most = max(w.offer.slots for w in meant)
         lines.append(
-            f"{_of(wide, total)} {_verb(total, 'have', 'has')} the {signature.slots} slots that one task "
+            f"{wide}{of_these} {_verb(count, 'have', 'has')} the {terms.slots} slots that one task "
             f"takes; the widest has {most}."
         )
-    if len(lines) > 1:
-        lines.insert(0, f"0 of {_n(total, 'worker')} can run it{_departed(books, signature, now)}.")
     return lines
+
+
+def _unwilling(job: Job, able: list[Worker]) -> list[str]:
+    """That the owners of workers which could run it do not take this user's jobs."""
+    refusing = [w for w in able if not may_run(job, w)]
+    if not refusing:
+        return []
+    whose = list({_patterns(w.offer.users): None for w in refusing})
+    more = f" or others ({len(whose) - NAMED_MAX} more lists)" if len(whose) > NAMED_MAX else ""
+    take = "that matches takes" if len(refusing) == 1 else "that match take"
+    return [
+        f"{_n(len(refusing), 'worker')} {take} only the jobs of {'; or of '.join(whose[:NAMED_MAX])}{more}, "
+        f"and not those of {job.user.name}: that is what their owners chose."
+    ]
+
+
+def _able(terms: JobTerms, offer: WorkerOffer) -> bool:
+    return terms.slots <= offer.slots and terms.requires <= offer.provides
+
+
+def _could(terms: JobTerms, worker: WorkerId, offer: WorkerOffer) -> bool:
+    """Whether a worker, there or not, may run tasks of such a job."""
+    return (
+        _able(terms, offer)
+        and (not terms.workers or matching(terms.workers, worker))
+        and (not offer.users or matching(offer.users, terms.user))
+    )
+
+
+def _patterns(patterns: tuple[Pattern, ...]) -> str:
+    shown = ", ".join(f"`{pattern}`" for pattern in patterns[:NAMED_MAX])
+    return f"{shown} and {len(patterns) - NAMED_MAX} more" if len(patterns) > NAMED_MAX else shown
 
 
 def _waiting(books: Books, job: Job, now: float) -> list[str]:
@@ -115,11 +168,11 @@ def _waiting(books: Books, job: Job, now: float) -> list[str]:
         return lines
     tasks, jobs = _ahead_of(books, job)
     signature = job.signature
-    matching = sum(len(cls.members) for cls in signature.classes)
+    fitting = sum(1 for _ in signature.members())
     if tasks:
         lines.append(f"It waits for {_n(tasks, 'task')} of {_n(jobs, 'job')} before it.")
     lines.append(
-        f"{_of(matching, len(books.pool.workers))} can run it, with {_n(signature.capacity, 'slot')}; "
+        f"{_of(fitting, len(books.pool.workers))} can run it, with {_n(signature.capacity, 'slot')}; "
         f"{books.pool.busy} of the pool's {_n(books.pool.slots, 'slot')} are taken."
     )
     return lines + _in_trouble(books, signature, now)
@@ -130,7 +183,7 @@ def _in_trouble(books: Books, signature: Signature, now: float) -> list[str]:
     lines = []
     barred = books.quarantine.barred
     for proven, what in ((True, "in quarantine"), (False, "held back")):
-        found = [w for w, bar in barred.items() if bar.proven is proven and w.cls in signature.classes]
+        found = [w for w, bar in barred.items() if bar.proven is proven and signature.fits(w)]
         if found:
             names = ", ".join(f"{w.id}: {barred[w].reason}" for w in found[:NAMED_MAX])
             more = f", and {len(found) - NAMED_MAX} more" if len(found) > NAMED_MAX else ""
@@ -153,8 +206,15 @@ def _ahead_of(books: Books, job: Job) -> tuple[int, int]:
     """Queued tasks, and their jobs, that the workers which match this job would be given before it."""
     rank = (-job.terms.priority, job.user.load, job.id)
     tasks = jobs = 0
+    mine = _mask(job.signature)
+    shares: dict[Signature, bool] = {}
     for other in books.jobs.values():
-        if other is job or not other.listed or not _share_workers(other.signature, job.signature):
+        if other is job or not other.listed:
+            continue
+        signature = other.signature
+        if signature not in shares:
+            shares[signature] = bool(_mask(signature) & mine)
+        if not shares[signature]:
             continue
         if (-other.terms.priority, other.user.load, other.id) < rank:
             tasks += other.queued
@@ -162,14 +222,22 @@ def _ahead_of(books: Books, job: Job) -> tuple[int, int]:
     return tasks, jobs
 
 
-def _share_workers(one: Signature, other: Signature) -> bool:
-    return one is other or any(cls in other.classes for cls in one.classes)
+def _mask(signature: Signature) -> int:
+    """The numbers of its workers, as bits."""
+    if isinstance(signature, Crew):
+        return signature.mask
+    bits = bytearray(1 + max((worker.number for worker in signature.members()), default=0))
+    for worker in signature.members():
+        bits[worker.number] = 1
+    return int(bits[::-1].translate(_DIGITS), 2)
 
 
-def _departed(books: Books, signature: Signature, now: float) -> str:
+def _departed(books: Books, terms: JobTerms, now: float) -> str:
     """That workers which left would have matched, if so."""
     gone = [
-        d for d in books.pool.departed if d.worker not in books.pool.workers and signature.matches(d.offer)
+        d
+        for d in books.pool.departed
+        if d.worker not in books.pool.workers and _could(terms, d.worker, d.offer)
     ]
     if not gone:
         return ""

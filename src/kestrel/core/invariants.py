@@ -14,8 +14,10 @@ from math import isinf
 from kestrel.core.books import Books
 from kestrel.core.jobs import REQUEUED, RUNNING, UNIT, Attempt, Job
 from kestrel.core.model import JobId, TaskIndex, TaskState
+from kestrel.core.naming import LEVEL_BITS
 from kestrel.core.pool import Worker
 from kestrel.core.quarantine import ROWS_MAX
+from kestrel.core.signatures import Crew, Signature, may_run
 from kestrel.errors import InternalError
 
 
@@ -49,6 +51,7 @@ def _faults(books: Books) -> Iterator[Fault]:
     yield from _settling_faults(books)
     yield from _quarantine_faults(books)
     yield from _matching_faults(books)
+    yield from _naming_faults(books)
     yield from _dispatch_faults(books)
 
 
@@ -108,6 +111,9 @@ def _worker_faults(books: Books, worker: Worker) -> Iterator[Fault]:
             )
         if number >= books.next_attempt:
             yield Fault(f"{name}: holds attempt {number}, which was never given out", job.id, task)
+        if not attempt.void and not may_run(job, worker):
+            text = f"{name}: has attempt {number}, though the job or the owner does not want that"
+            yield Fault(text, job.id, task)
         if not attempt.void and not any(live is attempt for live in _attempts_of(job, task)):
             yield Fault(f"{name}: attempt {number} is live, but its task does not know it", job.id, task)
     if worker.revoking is not None and worker.revoking not in worker.per_job:
@@ -199,24 +205,16 @@ def _matching_faults(books: Books) -> Iterator[Fault]:
             yield Fault(f"job {job.id}: being a candidate is {job.listed}, should be {ready}", job.id)
     if matching.jobs.keys() != {job.id for job in books.jobs.values() if job.ended is None}:
         yield Fault("jobs that have not ended are not those that are matched")
-    for signature in matching.signatures.values():
-        name = f"signature {sorted(signature.requires)}/{signature.slots}"
-        fitting = {cls for cls in matching.classes.values() if signature.matches(cls.offer)}
-        if fitting != signature.classes.keys() or any(signature not in cls.signatures for cls in fitting):
-            yield Fault(f"{name}: its classes are wrong")
-        if signature.hungry.keys() != {cls for cls in fitting if cls.hungry}:
-            yield Fault(f"{name}: its hungry classes are wrong")
-        if signature.capacity != sum(cls.capacity for cls in fitting):
-            yield Fault(f"{name}: capacity is wrong")
-        if (signature in matching.ready) != bool(signature.ready):
-            yield Fault(f"{name}: being ready is wrong")
-        if signature.jobs != sum(job.signature is signature for job in matching.jobs.values()):
-            yield Fault(f"{name}: the number of its jobs is wrong")
-        asked = sum(
-            w.revoking is not None and w.revoking.signature is signature for w in books.pool.workers.values()
-        )
-        if signature.revokes != asked:
-            yield Fault(f"{name}: {signature.revokes} revocations are counted, {asked} are out")
+    for signature in matching.all_signatures():
+        yield from _signature_faults(books, signature)
+    for user, jobs in matching.users.items():
+        kind = {owner for owner in matching.owners.values() if owner.takes(user.name)}
+        if user.kind != kind or {job for job in matching.jobs.values() if job.user is user} != jobs.keys():
+            yield Fault(f"user {user.name}: his jobs or the owners who take them are wrong")
+    for patterns, owner in matching.owners.items():
+        classes = sum(cls.owner is owner for cls in matching.classes.values())
+        if owner.patterns != patterns or owner.classes != classes:
+            yield Fault("an owner's list of users or the number of its classes is wrong")
     for cls in matching.classes.values():
         if not cls.members or cls.capacity != sum(w.offer.slots for w in cls.members if w.takes_tasks):
             yield Fault(f"class {cls.offer}: members or capacity are wrong")
@@ -224,15 +222,67 @@ def _matching_faults(books: Books) -> Iterator[Fault]:
             yield Fault(f"class {cls.offer}: idle or hungry workers are wrong")
 
 
+def _signature_faults(books: Books, signature: Signature) -> Iterator[Fault]:
+    matching = books.matching
+    name = f"signature {sorted(signature.requires)}/{signature.slots}"
+    if isinstance(signature, Crew):
+        name += f" of {signature.user.name} for {[str(pattern) for pattern in signature.patterns]}"
+        yield from _crew_faults(books, signature, name)
+    else:
+        fitting = {cls for cls in matching.classes.values() if signature.suits(cls)}
+        if fitting != signature.classes.keys() or any(signature not in cls.signatures for cls in fitting):
+            yield Fault(f"{name}: its classes are wrong")
+        if signature.hungry.keys() != {cls for cls in fitting if cls.hungry}:
+            yield Fault(f"{name}: its hungry classes are wrong")
+        if (signature in matching.ready) != bool(signature.ready):
+            yield Fault(f"{name}: being ready is wrong")
+    if signature.capacity != sum(w.offer.slots for w in signature.members() if w.takes_tasks):
+        yield Fault(f"{name}: capacity is wrong")
+    if signature.jobs != sum(job.signature is signature for job in matching.jobs.values()):
+        yield Fault(f"{name}: the number of its jobs is wrong")
+    if signature.lenders and signature not in matching.lending:
+        yield Fault(f"{name}: somebody could give back tasks of it, and will not be asked")
+    asked = sum(
+        w.revoking is not None and w.revoking.signature is signature for w in books.pool.workers.values()
+    )
+    if signature.revokes != asked:
+        yield Fault(f"{name}: {signature.revokes} revocations are counted, {asked} are out")
+
+
+def _crew_faults(books: Books, crew: Crew, name: str) -> Iterator[Fault]:
+    named = {w for w in books.pool.workers.values() if crew.suits(w.cls) and crew.means(w)}
+    if set(crew.members()) != named or any(w.named.count(crew) != 1 for w in named):
+        yield Fault(f"{name}: its workers are wrong")
+    if crew.classes or crew.hungry or any(job.signature is crew for job in books.jobs.values()) is False:
+        yield Fault(f"{name}: it has classes, or no jobs")
+
+
+def _naming_faults(books: Books) -> Iterator[Fault]:
+    naming = books.matching.naming
+    crews = set(naming.crews.values())
+    for worker in books.pool.workers.values():
+        name = f"worker {worker.id}"
+        if not crews.issuperset(worker.named):
+            yield Fault(f"{name}: is named by jobs that have ended")
+        level = -1
+        if worker.named and worker in worker.cls.hungry:
+            level = worker.cls.hungry.key(worker) >> LEVEL_BITS
+        if naming.level_of(worker) != level or worker.level != level:
+            yield Fault(f"{name}: its level is {worker.level}, should be {level}")
+
+
 def _dispatch_faults(books: Books) -> Iterator[Fault]:
     """After an event is handled nobody is idle whom a queued task fits."""
-    if books.touched or books.effects or books.pool.dirty:
+    if books.touched or books.effects or books.pool.dirty or books.pool.dirty_named:
         yield Fault("something was not settled")
     for cls in books.matching.classes.values():
         job = books.matching.best_for(cls)
         if cls.idle and job is not None:
             yield Fault(f"{cls.idle} workers of a class are idle, though job {job.id} waits", job.id)
     for worker in books.pool.workers.values():
+        found = books.matching.best_of(worker) if worker.idle else None
+        if found is not None:
+            yield Fault(f"worker {worker.id} is idle, though job {found.id} waits", found.id)
         for job in worker.per_job:
             if not 0 < job.unit <= UNIT * job.terms.slots:
                 yield Fault(f"job {job.id}: unit {job.unit} is out of bounds", job.id)

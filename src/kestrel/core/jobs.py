@@ -26,8 +26,8 @@ from kestrel.core.model import (
 from kestrel.core.ranking import Ranking
 
 if TYPE_CHECKING:
-    from kestrel.core.matching import Signature
     from kestrel.core.pool import Worker
+    from kestrel.core.signatures import Owner, Signature
 
 QUEUED: Final = int(TaskState.QUEUED)
 RUNNING: Final = int(TaskState.RUNNING)
@@ -53,12 +53,14 @@ DURATION_WEIGHT: Final = 0.1
 class User:
     """Whose jobs they are; `load` is the share of slots that his tasks take up, in units."""
 
-    __slots__ = ("jobs", "load", "name")
+    __slots__ = ("jobs", "kind", "load", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.load = 0
         self.jobs = 0
+        self.kind: frozenset[Owner] = frozenset()
+        """Owners, among those that take not everybody's jobs, who take his. Kept by `matching`."""
 
 
 class Attempt(Struct, eq=False):
@@ -133,6 +135,7 @@ class Job:
         "marks",
         "open",
         "reruns",
+        "revokes",
         "running",
         "samples",
         "settling",
@@ -170,6 +173,8 @@ class Job:
         """Attempts in workers' hands, the void ones too."""
         self.lenders: Ranking[Worker] = Ranking()
         """Workers that may have unstarted tasks of this job, by upper bounds of how many (negated)."""
+        self.revokes = 0
+        """Revocations that workers have not answered yet."""
         self.failures = 0
         """Failed attempts, as far as credible witnesses tell of them (`quarantine`)."""
         self.suspects: dict[Worker, None] = {}

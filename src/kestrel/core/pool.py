@@ -10,9 +10,11 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from kestrel.core.addresses import parts_of
 from kestrel.core.jobs import UNIT, Attempt, Job
-from kestrel.core.matching import Matching, WorkerClass
+from kestrel.core.matching import Matching
 from kestrel.core.model import AttemptId, JobId, SchedulerSettings, WorkerId, WorkerOffer
+from kestrel.core.signatures import NOBODY, Crew, WorkerClass
 
 if TYPE_CHECKING:
     from kestrel.core.quarantine import Bar, Row
@@ -25,6 +27,7 @@ class Worker:
     """A worker, as the scheduler sees it."""
 
     __slots__ = (
+        "address",
         "bar",
         "busy",
         "cls",
@@ -36,6 +39,9 @@ class Worker:
         "id",
         "idle",
         "joined",
+        "level",
+        "named",
+        "number",
         "offer",
         "per_job",
         "progress",
@@ -47,7 +53,13 @@ class Worker:
     def __init__(self, worker: WorkerId, offer: WorkerOffer, now: float) -> None:
         self.id = worker
         self.offer = offer
+        self.address = parts_of(worker)
         self.cls: WorkerClass
+        self.number = -1
+        """Its bit in the masks of crews, while it is in the pool; given out again when it has left."""
+        self.named: list[Crew] = NOBODY
+        """Jobs that name it, and that it could run. Kept by `naming`, like `level`."""
+        self.level = -1
         self.hand: dict[AttemptId, Attempt] = {}
         """What it was given and has not reported, oldest first."""
         self.per_job: dict[Job, int] = {}
@@ -108,6 +120,7 @@ class Worker:
     def end_revoke(self) -> None:
         """It answered, or has nothing left to give back."""
         if self.revoking is not None:
+            self.revoking.revokes -= 1
             self.revoking.signature.revokes -= 1
             self.revoking = None
 
@@ -160,6 +173,8 @@ class Pool:
         self.slots = 0
         self.busy = 0
         self.dirty: dict[WorkerClass, None] = {}
+        self.dirty_named: dict[Worker, None] = {}
+        """Workers that want work since then, and that jobs name."""
         self.departed: deque[DepartedWorker] = deque(maxlen=settings.lost_workers_kept)
         self._by_heard: OrderedDict[Worker, None] = OrderedDict()
         self._by_touched: OrderedDict[Worker, float] = OrderedDict()
@@ -198,7 +213,7 @@ class Pool:
         takes = worker.takes_tasks
         if takes != took:
             slots = worker.offer.slots
-            self._matching.change_capacity(worker.cls, slots if takes else -slots)
+            self._matching.change_capacity(worker, slots if takes else -slots)
             self.refresh(worker)
 
     def leave(self, worker: Worker, now: float, reason: str, requeued: int) -> None:
@@ -210,15 +225,15 @@ class Pool:
         self.departed.append(DepartedWorker(worker.id, worker.offer, now, reason, requeued))
 
     def _enter(self, worker: Worker) -> None:
-        worker.cls = self._matching.join(worker)
+        self._matching.join(worker)
         self.slots += worker.offer.slots
         if worker.takes_tasks:
-            self._matching.change_capacity(worker.cls, worker.offer.slots)
+            self._matching.change_capacity(worker, worker.offer.slots)
 
     def _remove(self, worker: Worker) -> None:
         self._set_hunger(worker, wants=False, idle=False)
         if worker.takes_tasks:
-            self._matching.change_capacity(worker.cls, -worker.offer.slots)
+            self._matching.change_capacity(worker, -worker.offer.slots)
         self._matching.leave(worker)
         self.slots -= worker.offer.slots
         self.busy -= worker.busy
@@ -249,6 +264,8 @@ class Pool:
             worker.cls.idle += 1 if idle else -1
         if wants:
             self.dirty[worker.cls] = None
+            if worker.named:
+                self.dirty_named[worker] = None
             self._matching.set_hungry(worker, min(FULL, worker.used * FULL // worker.offer.slots))
         else:
             self._matching.set_sated(worker)

@@ -265,7 +265,7 @@ class Quarantine:
 
     def _others_can(self, worker: Worker, job: Job) -> bool:
         """Whether somebody else takes tasks of the job."""
-        own = worker.offer.slots if worker.takes_tasks and worker.cls in job.signature.classes else 0
+        own = worker.offer.slots if worker.takes_tasks and job.signature.fits(worker) else 0
         return job.signature.capacity > own
 
     def _others_hold(self, job: Job, worker: Worker | None = None) -> bool:
