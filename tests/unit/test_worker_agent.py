@@ -3,132 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
+from worker_rig import CHAT, DND, MANAGER, ME, XA, World
 
 from kestrel.core.execution_events import Finished
 from kestrel.errors import EnvironmentProblem, PeerError
-from kestrel.ports import ProcessEnded, Show, StartProcess
+from kestrel.ports import Show
 from kestrel.protocol import codec
 from kestrel.protocol import messages as m
-from kestrel.worker.agent import WorkerAgent
 from kestrel.worker.profile import detect
-from kestrel.worker.settings import WorkerSettings
-from kestrel.worker.spool import SPOOL_BYTES_MAX, MemorySpool, Spool
-
-MANAGER = "manager.kestrel.localhost"
-ME = "w1@kestrel.localhost/box"
-CHAT, DND, XA = Show.CHAT, Show.DND, Show.XA
-
-
-@dataclass
-class Timer:
-    at: float
-    callback: Callable[[], None]
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class World:
-    """Clock, transport and launcher in one; `said` and `started` are what the agent did since last asked."""
-
-    def __init__(
-        self,
-        slots: int = 2,
-        spool: Spool | None = None,
-        directory: str = "/nowhere",
-        finished_max: int = 10_000,
-    ) -> None:
-        self.time = 0.0
-        self.timers: list[Timer] = []
-        self.messages: list[m.Message] = []
-        self.answers: list[tuple[str, m.Message, bool]] = []
-        """To others than the manager."""
-        self.presence: list[tuple[Show | None, str]] = []
-        self.started: list[StartProcess] = []
-        self.stopped: list[int] = []
-        profile = m.Profile(cores=slots, provides=["FOO"])
-        settings = WorkerSettings(
-            MANAGER, profile, workdir="/work dir", output_directory=directory, finished_max=finished_max
-        )
-        self.spool = spool or MemorySpool()
-        self.agent = WorkerAgent(self, self, self, self.spool, settings)
-
-    def now(self) -> float:
-        return self.time
-
-    def wall(self) -> float:
-        return 1e9 + self.time
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        assert delay_s >= 0
-        timer = Timer(self.time + delay_s, callback)
-        self.timers.append(timer)
-        return timer
-
-    def send(self, to: str, payload: bytes, *, chat: bool = False) -> None:
-        if to.startswith(MANAGER):
-            self.messages.append(codec.decode_to_manager(payload))
-        else:
-            self.answers.append((to, codec.decode_to_manager(payload), chat))
-
-    def say(self, to: str, text: str) -> None:
-        raise AssertionError("a worker does not talk to people")
-
-    def announce(self, to: str, show: Show, status: str) -> None:
-        assert to == MANAGER
-        self.presence.append((show, status))
-
-    def withdraw(self, to: str) -> None:
-        self.presence.append((None, ""))
-
-    def ping(self, to: str) -> None:
-        raise AssertionError("a worker pings nobody")
-
-    def start(self, processes: Sequence[StartProcess]) -> None:
-        self.started += processes
-
-    def stop(self, attempts: Sequence[int]) -> None:
-        self.stopped += attempts
-
-    # --- the test's hand ---------------------------------------------------------------------------
-
-    def pass_time(self, seconds: float) -> None:
-        end = self.time + seconds
-        while True:
-            due = [t for t in self.timers if t.at <= end and not t.cancelled]
-            if not due:
-                break
-            timer = min(due, key=lambda t: t.at)
-            self.timers.remove(timer)
-            self.time = max(self.time, timer.at)
-            timer.callback()
-            self.agent.execution.check()
-        self.time = end
-
-    def tell(self, message: m.Message, sender: str = MANAGER) -> None:
-        self.agent.on_message(sender, codec.encode(message), False)
-        self.agent.execution.check()
-
-    def taken(self) -> list[m.Message]:
-        messages, self.messages = self.messages, []
-        return messages
-
-    def join(self) -> None:
-        self.agent.on_up(ME)
-        self.tell(m.Welcome(epoch=1, report_delay_s=0.005))
-        self.taken()
-        self.presence.clear()
-
-    def end(self, attempt: int, **fields: object) -> None:
-        self.agent.on_ended([ProcessEnded(attempt, **({"exit_code": 0} | fields))])  # type: ignore[arg-type]
+from kestrel.worker.spool import SPOOL_BYTES_MAX, MemorySpool
 
 
 def test_on_connecting_it_shows_itself_and_sends_its_profile_then_repeats_with_growing_delay() -> None:
