@@ -22,13 +22,14 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from kestrel.config import WEBSOCKET_PATH, PoolAccess, Via
+from kestrel.config import WEBSOCKET_PATH, PoolAccess
 from kestrel.local.foreign import Federation, ServerPlan
 from realpool.postgres import free_port
 from realpool.processes import Hung, send, tree, until
@@ -40,6 +41,8 @@ FILES_MAX = 65536
 """Open files of a server; each session is one."""
 OUTPUT = "output.log"
 _LISTENS = "0A"
+WayIn = Literal["", "tls", "wss"]
+"""How a server is reached: STARTTLS, TLS from the first byte, WebSocket within TLS."""
 
 
 class LiveServer:
@@ -70,11 +73,11 @@ class LiveServer:
     def websocket(self) -> str:
         return f"wss://{self.host}:{self.https_port}{WEBSOCKET_PATH}"
 
-    def port_of(self, via: Via) -> int:
+    def port_of(self, via: WayIn) -> int:
         """That of this way in."""
         return {"": self.port, "tls": self.tls_port, "wss": self.https_port}[via]
 
-    def access(self, name: str, *, via: Via = "", resource: str = "", manager: str = "") -> PoolAccess:
+    def access(self, name: str, *, via: WayIn = "", resource: str = "", manager: str = "") -> PoolAccess:
         """How the account `name` reaches the manager, which is the component unless it is named."""
         return PoolAccess(
             manager=manager or self.component,

@@ -203,7 +203,7 @@ class XmppLink:
 
     def _on_bounce(self, sender: str, stanza: Stanza) -> None:
         condition = error_condition(stanza)
-        if condition in UNREACHABLE and self._events is not None:
+        if _nobody_there(condition, sender) and self._events is not None:
             self._events.on_unavailable(sender, condition)
         else:
             log.debug("xmpp.error_received", extra={"sender": sender, "condition": condition})
@@ -256,7 +256,7 @@ class XmppLink:
         condition = error_condition(stanza)
         if self._events is None:
             return
-        if condition in UNREACHABLE:
+        if _nobody_there(condition, sender):
             self._events.on_unavailable(sender, condition)
         elif "/" in sender:
             # It does not know pings, but it is there to say so.
@@ -310,3 +310,8 @@ def error_condition(stanza: Stanza) -> str:
         if ns == x.NS_STANZA_ERRORS and name != "text":
             return name
     return "undefined-condition"
+
+
+def _nobody_there(condition: str, sender: str) -> bool:
+    """ejabberd says `forbidden` for a component that is not connected; no component of ours does."""
+    return condition in UNREACHABLE or (condition == "forbidden" and not parts_of(sender)[0])

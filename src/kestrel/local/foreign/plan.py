@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 
 from kestrel.errors import UsageError
 
-STANZA_BYTES_MAX = 10 * 1024 * 1024
-"""The largest stanza that the servers take; a component of ours takes as much (`xmpp.component`)."""
+STANZA_BYTES_MAX = 2**20
+"""The largest stanza that the servers take: five times the largest message of Kestrel."""
 SESSIONS_PER_ACCOUNT_MAX = 100_000
 """All workers of a pool may share one account."""
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
