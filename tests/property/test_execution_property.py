@@ -10,7 +10,9 @@ from kestrel.core import execution_events as xe
 from kestrel.core.execution import Execution, ExecutionSettings
 
 SLOTS = 3
-JOBS = {1: 1, 2: 2, 3: 3, 4: 1}
+JOBS = {1: 1, 2: 2, 3: 3, 4: 1, 5: 1}
+REFUSED = 5
+"""The owner of the machine does not let this job run."""
 
 
 def render(ending: xe.Ending) -> xe.Finished:
@@ -37,6 +39,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.welcomed = False
         self.left = False
         self.spool_fails = False
+        self.closed = False
         self.stopped: set[int] = set()
         self.sent: xe.SendReport | None = None
         self.known_jobs: set[int] = set()
@@ -61,6 +64,8 @@ class ExecutionMachine(RuleBasedStateMachine):
                     assert not self.spool_fails, "what ends now cannot be kept"
                     for start in starts:
                         assert start.attempt not in self.started, "run twice"
+                        assert start.job != REFUSED
+                        assert not self.closed, "the owner needs the machine"
                         self.started.add(start.attempt)
                         self.in_launcher[start.attempt] = start.slots
                 case xe.StopProcesses(attempts):
@@ -138,7 +143,8 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.accepted |= set(range(first, first + count))
         spec = "spec" if with_spec or job not in self.known_jobs else None
         self.known_jobs.add(job)
-        self.handle(xe.TasksReceived(job, first, list(range(count)), None, spec, JOBS[job]))
+        tasks = list(range(count))
+        self.handle(xe.TasksReceived(job, first, tasks, None, spec, JOBS[job], job == REFUSED))
 
     def fresh(self, epoch: int, count: int) -> int:
         first = (epoch << 32) + self.next_attempt
@@ -222,6 +228,16 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.spool_fails = not self.spool_fails
         self.handle(xe.SpoolFailed() if self.spool_fails else xe.SpoolMended())
 
+    @rule(stop=st.booleans())
+    def hours_end_or_begin(self, stop: bool) -> None:
+        self.closed = not self.closed
+        if self.closed:
+            waiting = self.accepted - self.settled - set(self.in_launcher) - set(self.spool)
+            self.handle(xe.HoursEnded(stop))
+            self.settled |= waiting  # told, or known by the next profile
+        else:
+            self.handle(xe.HoursBegan())
+
     # --- time, and the worker itself --------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.001, 0.006, 1.0, 25.0]))
@@ -243,7 +259,7 @@ class ExecutionMachine(RuleBasedStateMachine):
     def killed_and_started_again(self) -> None:
         """kill -9: only the spool survives; the manager learns from the next profile what is gone."""
         self.life += 1
-        self.welcomed = self.left = self.spool_fails = False
+        self.welcomed = self.left = self.spool_fails = self.closed = False
         self.epoch = 0
         self.sent = None
         self.settled |= self.accepted - set(self.spool)
