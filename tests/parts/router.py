@@ -1,6 +1,6 @@
 """A router without sockets: sessions whose outboxes a test reads, all of them after each step."""
 
-from kestrel.server.accounts import Accounts
+from kestrel.server.accounts import Account, Accounts
 from kestrel.server.routing import Router
 from kestrel.server.settings import ServerLimits
 from kestrel.xmpp.stream import StreamReader
@@ -30,8 +30,10 @@ class World:
             _open.pop().close()
         _open.append(self.accounts)
         for name in ("alice", "bob", "carol"):
-            self.accounts.connection.execute("INSERT INTO accounts VALUES (?, 'user', 0)", (name,))
+            self.accounts.connection.execute("INSERT INTO accounts VALUES (?, 'user', 0, '')", (name,))
         self.passwords = []
+        self.told = []
+        """(address, message) of the roles that were told, in order."""
         self.router = Router(
             DOMAIN,
             frozenset((MANAGER, "other.x.localhost")),
@@ -43,7 +45,8 @@ class World:
 
     def client(self, name, resource="r", presence=None):
         """A bound client, which has broadcast `presence` if given; what that led to is dropped."""
-        session = self.router.open_client(Link(), name, resource)
+        account = self.accounts.account(name) or Account(name, "user", 0.0)
+        session = self.router.open_client(Link(), account, resource)
         self._open(session, "jabber:client")
         if presence is not None:
             self.send(session, presence)
@@ -69,10 +72,14 @@ class World:
                     self.router.on_client(session, stanza)
 
     def said(self):
-        """address → what is in its outbox; empty ones are left out."""
+        """address → what is in its outbox; empty ones are left out, and roles are put into `told`."""
         found = {}
         for session in self.router.tables.dirty:
-            found.setdefault(session.address, []).extend(data.decode() for data in session.outbox)
+            for text in (data.decode() for data in session.outbox):
+                if "<role xmlns='urn:kestrel:role:0'" in text:
+                    self.told.append((session.address, text))
+                else:
+                    found.setdefault(session.address, []).append(text)
             session.outbox.clear()
         self.router.tables.dirty.clear()
         return found

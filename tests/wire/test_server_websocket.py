@@ -60,7 +60,7 @@ def test_a_client_logs_in_through_a_websocket_and_talks_to_all_others(certificat
             assert not server.hub.half_open_count
             body = "<body>hi &amp; ho</body>"
             await alice.send(f"<message xmlns='jabber:client' to='{MANAGER}'>{body}</message>")
-            seen = await manager.until("</message>")
+            seen = await manager.until("</body></message>")
             assert f"from='{alice.address}'" in seen
             assert body in seen
             assert "jabber:client" not in seen

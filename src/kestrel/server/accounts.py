@@ -1,8 +1,9 @@
 """Who may log in: accounts with SCRAM keys, and invitations with which accounts are made.
 
 Passwords and tokens are never kept, only what proves them. Several processes may have the same file
-open (`kestrel invite` beside `kestrel up`), so nothing is cached. Called by the embedded server and
-by whoever hosts it. Names are local parts, prepared here; times are Unix times.
+open (`kestrel invite` beside `kestrel up`), so nothing is cached; `version` tells when something may have
+changed. Called by the embedded server and by whoever hosts it. Names are local parts, prepared here; times
+are Unix times.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ ITERATIONS_MIN, ITERATIONS_MAX = 4096, 10_000
 PASSWORD_BYTES_MAX = 1024
 TOKEN_BYTES = 24
 INVITATIONS_MAX = 100_000
+INVITATION_NAME_CHARS_MAX = 100
+REMEMBERED_S = 30 * 86400.0
+"""How long one that is used up or expired is kept, so that who comes with it is told which."""
+INVITATION_ID_CHARS = 12
 SALT_BYTES = 16
 
 
@@ -38,6 +43,8 @@ class Account:
     local: str
     role: str
     created: float
+    invitation: str = ""
+    """`id` of the invitation that it was made with, if it was made with one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,11 @@ class InvitationState:
     role: str
     uses_left: int
     expires: float
+    name: str = ""
+    """What it is for, in the words of who made it."""
+
+
+_ACCOUNTS = "SELECT local, role, created, invitation FROM accounts"
 
 
 class NameTakenError(UsageError):
@@ -96,6 +108,28 @@ class Accounts:
         self.connection = open_database(path)
         self.secret: bytes = self.connection.execute("SELECT secret FROM meta").fetchone()[0]
         """Makes the login challenges for names that have no account."""
+        self._own_changes = 0
+
+    def version(self) -> tuple[int, int]:
+        """Another one whenever accounts may have been changed or removed, by whomever.
+
+        Accounts that are made by an invitation need not change it. Raises `EnvironmentProblem`.
+        """
+        with self._reading():
+            # Counts the commits of all other connections (sqlite.org/pragma.html#pragma_data_version).
+            row = self.connection.execute("PRAGMA data_version").fetchone()
+        return row[0], self._own_changes
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as problem:
+            raise EnvironmentProblem(
+                f"the accounts file {self.path} cannot be read: {problem}",
+                hint="is it damaged? `kestrel up` with another --dir makes a new one",
+                retry=True,
+            ) from problem
 
     def close(self) -> None:
         """Release the file; may be called twice."""
@@ -138,11 +172,12 @@ class Accounts:
         _check_role(role)
         with self.transaction() as connection:
             connection.execute(
-                "INSERT INTO accounts VALUES (?, ?, ?) "
+                "INSERT INTO accounts (local, role, created) VALUES (?, ?, ?) "
                 "ON CONFLICT (local) DO UPDATE SET role = excluded.role",
                 (name, role, self._clock()),
             )
             self._write_keys(connection, name, keys)
+        self._own_changes += 1
         return name
 
     def set_keys(self, local: str, keys: Mapping[str, ScramKeys]) -> None:
@@ -151,17 +186,34 @@ class Accounts:
             if not connection.execute("SELECT 1 FROM accounts WHERE local = ?", (local,)).fetchone():
                 raise _unknown(local)
             self._write_keys(connection, local, keys)
+        self._own_changes += 1
+
+    def set_role(self, local: str, role: str) -> None:
+        """Another role. Raises `UsageError` if there is no such account or role."""
+        _check_role(role)
+        with self.transaction() as connection:
+            done = connection.execute("UPDATE accounts SET role = ? WHERE local = ?", (role, _name(local)))
+            if not done.rowcount:
+                raise _unknown(local)
+        self._own_changes += 1
 
     def remove(self, local: str) -> None:
         """Forget the account, its keys and its roster. Raises `UsageError` if there is none."""
         with self.transaction() as connection:
             if not connection.execute("DELETE FROM accounts WHERE local = ?", (_name(local),)).rowcount:
                 raise _unknown(local)
+        self._own_changes += 1
+
+    def account(self, local: str) -> Account | None:
+        """The account with this prepared name, or None. Raises `EnvironmentProblem`."""
+        with self._reading():
+            row = self.connection.execute(f"{_ACCOUNTS} WHERE local = ?", (local,)).fetchone()
+        return Account(*row) if row else None
 
     def role(self, local: str) -> str | None:
         """Role of the account with this prepared name, or None if there is none."""
-        row = self.connection.execute("SELECT role FROM accounts WHERE local = ?", (local,)).fetchone()
-        return row[0] if row else None
+        account = self.account(local)
+        return account.role if account else None
 
     def keys(self, local: str, mechanism: str) -> ScramKeys | None:
         """What proves the password of a prepared name, for `SCRAM-SHA-256` or `SCRAM-SHA-1`."""
@@ -184,14 +236,22 @@ class Accounts:
 
     def everyone(self) -> list[Account]:
         """All accounts by name."""
-        rows = self.connection.execute("SELECT local, role, created FROM accounts ORDER BY local")
-        return [Account(*row) for row in rows]
+        with self._reading():
+            return [Account(*row) for row in self.connection.execute(f"{_ACCOUNTS} ORDER BY local")]
 
     def _insert(
-        self, connection: sqlite3.Connection, name: str, keys: Mapping[str, ScramKeys], role: str
+        self,
+        connection: sqlite3.Connection,
+        name: str,
+        keys: Mapping[str, ScramKeys],
+        role: str,
+        invitation: str = "",
     ) -> None:
         try:
-            connection.execute("INSERT INTO accounts VALUES (?, ?, ?)", (name, role, self._clock()))
+            connection.execute(
+                "INSERT INTO accounts (local, role, created, invitation) VALUES (?, ?, ?, ?)",
+                (name, role, self._clock(), invitation),
+            )
         except sqlite3.IntegrityError:
             raise NameTakenError(
                 f"there is an account {name!r} already", hint="choose another name"
@@ -211,37 +271,55 @@ class Accounts:
     # ----------------------------------------------------------------------------------------------
     # invitations
 
-    def invite(self, role: str, *, uses: int = 1, expires_s: float = 7 * 86400) -> str:
-        """A new token that makes `uses` accounts with this role within `expires_s` seconds."""
+    def invite(self, role: str, *, uses: int = 1, expires_s: float = 7 * 86400, name: str = "") -> str:
+        """A new token that makes `uses` accounts with this role within `expires_s` seconds.
+
+        `name` says what it is for. Raises `UsageError`.
+        """
         _check_role(role)
+        if len(name) > INVITATION_NAME_CHARS_MAX or not name.isprintable():
+            raise UsageError(
+                f"the name of an invitation is one line of at most {INVITATION_NAME_CHARS_MAX} characters",
+                hint="e.g. --name 'room 12'",
+            )
         if uses < 1 or not expires_s > 0:
             raise UsageError(
                 "an invitation needs at least one use and time", hint="e.g. --uses 1 --expires 7d"
             )
         token, now = secrets.token_urlsafe(TOKEN_BYTES), self._clock()
         with self.transaction() as connection:
-            connection.execute("DELETE FROM invitations WHERE expires <= ? OR uses_left < 1", (now,))
+            forgotten = now - REMEMBERED_S
+            connection.execute(
+                "DELETE FROM invitations WHERE expires <= ? OR (uses_left < 1 AND created <= ?)",
+                (forgotten, forgotten),
+            )
             count = connection.execute("SELECT count(*) FROM invitations").fetchone()[0]
             if count >= INVITATIONS_MAX:
                 raise UsageError(
                     f"{count} invitations are open", hint="revoke some, or use one with many uses"
                 )
             connection.execute(
-                "INSERT INTO invitations VALUES (?, ?, ?, ?, ?)",
-                (_hash(token), role, uses, now + expires_s, now),
+                "INSERT INTO invitations (hash, role, uses_left, expires, created, name) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (_hash(token), role, uses, now + expires_s, now, name),
             )
         return token
 
     def check_token(self, token: str) -> str:
-        """Role that the token gives. Raises `AuthenticationError` if it gives none any more."""
-        row = self.connection.execute(
-            "SELECT role FROM invitations WHERE hash = ? AND uses_left > 0 AND expires > ?",
-            (_hash(token), self._clock()),
-        ).fetchone()
+        """Role that the token gives. Raises `AuthenticationError` with the reason if it gives none."""
+        with self._reading():
+            row = self.connection.execute(
+                "SELECT role, uses_left, expires FROM invitations WHERE hash = ?", (_hash(token),)
+            ).fetchone()
+        reason = ""
         if row is None:
-            raise AuthenticationError(
-                "the invitation is unknown, used up, expired or revoked", hint="ask for a new one"
-            )
+            reason = "is unknown or was revoked"
+        elif row[2] <= self._clock():
+            reason = "has expired"
+        elif row[1] < 1:
+            reason = "is used up"
+        if reason:
+            raise AuthenticationError(f"the invitation {reason}", hint="ask for a new one")
         return str(row[0])
 
     def redeem(self, token: str, local: str, keys: Mapping[str, ScramKeys]) -> str:
@@ -253,7 +331,7 @@ class Accounts:
         name = _name(local)
         with self.transaction() as connection:
             role = self.check_token(token)
-            self._insert(connection, name, keys, role)
+            self._insert(connection, name, keys, role, _hash(token)[:INVITATION_ID_CHARS])
             connection.execute(
                 "UPDATE invitations SET uses_left = uses_left - 1 WHERE hash = ?", (_hash(token),)
             )
@@ -261,15 +339,16 @@ class Accounts:
 
     def invitations(self) -> list[InvitationState]:
         """Those that can still be used, the next to expire first."""
-        rows = self.connection.execute(
-            "SELECT substr(hash, 1, 12), role, uses_left, expires FROM invitations "
-            "WHERE uses_left > 0 AND expires > ? ORDER BY expires",
-            (self._clock(),),
-        )
-        return [InvitationState(*row) for row in rows]
+        with self._reading():
+            rows = self.connection.execute(
+                f"SELECT substr(hash, 1, {INVITATION_ID_CHARS}), role, uses_left, expires, name "
+                "FROM invitations WHERE uses_left > 0 AND expires > ? ORDER BY expires",
+                (self._clock(),),
+            )
+            return [InvitationState(*row) for row in rows]
 
-    def revoke(self, token_or_id: str) -> None:
-        """The invitation is worth nothing from now on; accounts made with it stay.
+    def revoke(self, token_or_id: str) -> str:
+        """The invitation is worth nothing from now on; accounts made with it stay. Returns its `id`.
 
         Takes the token, or the `id` of `invitations`. Raises `UsageError` if there is none.
         """
@@ -280,7 +359,11 @@ class Accounts:
                 "DELETE FROM invitations WHERE substr(hash, 1, ?) = ?", (len(prefix), prefix)
             )
             if not done.rowcount:
-                raise UsageError("there is no such invitation", hint="it may have expired already")
+                raise UsageError(
+                    "there is no such invitation",
+                    hint="`kestrel invite list` shows those that can still be used",
+                )
+        return prefix[:INVITATION_ID_CHARS]
 
 
 def _hash(token: str) -> str:

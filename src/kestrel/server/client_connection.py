@@ -385,9 +385,10 @@ class ClientConnection(Connection):
         if resource not in resources and len(resources) >= hub.limits.resources_max:
             self._answer_error(element, "resource-constraint", "this account has too many sessions")
             return
-        if hub.accounts.role(self._user) is None:
+        account = hub.accounts.account(self._user)
+        if account is None:
             raise StreamError("not-authorized", "the account was removed")
-        session = hub.router.open_client(self, self._user, resource)
+        session = hub.router.open_client(self, account, resource)
         self.session = session
         hub.logged_in(self)
         bound = f"<bind xmlns='{x.NS_BIND}'><jid>{x.escape_text(session.address)}</jid></bind>"

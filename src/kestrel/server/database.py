@@ -53,6 +53,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             listed INTEGER NOT NULL,
             PRIMARY KEY (local, contact)) WITHOUT ROWID""",
     ),
+    (
+        "ALTER TABLE accounts ADD COLUMN invitation TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE invitations ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+    ),
 )
 """`MIGRATIONS[n]` makes version n + 1 out of version n."""
 

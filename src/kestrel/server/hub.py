@@ -88,6 +88,7 @@ class Hub:
         self._ticker: asyncio.TimerHandle | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._hashing = 0
+        self._accounts_version = accounts.version()
 
     # ----------------------------------------------------------------------------------------------
     # admission
@@ -167,7 +168,7 @@ class Hub:
         """True if nobody is connected and nothing is left over."""
         counts = self.addresses or self.half_open or self.half_open_count
         left = self.connections or counts or self.router.rosters.remembered
-        return not left and self.router.tables.empty
+        return not left and self.router.tables.empty and self.router.roles.empty
 
     def requires_tls(self, address: str) -> bool:
         """Whether who comes from there must encrypt before any secret is taken."""
@@ -215,6 +216,7 @@ class Hub:
                 # A task boundary: time goes on for everybody else.
                 log.exception("server.tick_failed", extra={"address": connection.address})
                 connection.drop("tick-failed")
+        self._follow_accounts()
         if self.refused:
             log.warning("server.connections_refused", extra={"count": self.refused})
             self.refused = 0
@@ -223,6 +225,20 @@ class Hub:
             self.crowded_out = 0
         self.flush_soon()
         self.start_ticking()
+
+    def _follow_accounts(self) -> None:
+        """Accounts that were removed or changed by this or another process (`kestrel account`)."""
+        try:
+            version = self.accounts.version()
+            if version == self._accounts_version:
+                return
+            accounts = {account.local: account for account in self.accounts.everyone()}
+        except EnvironmentProblem as problem:
+            # Noticed at the next tick; who is there stays meanwhile.
+            log.error("server.accounts_unreadable", extra={"reason": problem.text})
+            return
+        self._accounts_version = version
+        self.router.accounts_changed(accounts)
 
     # ----------------------------------------------------------------------------------------------
     # work that takes longer

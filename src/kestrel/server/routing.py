@@ -7,12 +7,13 @@ whoever calls empties the outboxes of `tables.dirty` afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kestrel.errors import EnvironmentProblem
-from kestrel.server.accounts import Accounts
+from kestrel.server.accounts import Account, Accounts
 from kestrel.server.presence import Presence
 from kestrel.server.queries import Queries
+from kestrel.server.roles import Roles
 from kestrel.server.roster import Rosters
 from kestrel.server.sessions import Link, Session, Tables
 from kestrel.server.settings import ServerLimits
@@ -50,31 +51,34 @@ class Router:
         self.presence = Presence(tables, self.rosters, limits, self.bounce)
         self.subscriptions = Subscriptions(tables, self.rosters, self.presence, self.bounce)
         self.queries = Queries(tables, self.rosters, self.subscriptions, limits, self.bounce, change_password)
+        self.roles = Roles(tables)
         self._limits = limits
         self._quick = tables.quick
 
     # ----------------------------------------------------------------------------------------------
     # sessions
 
-    def open_client(self, link: Link, local: str, resource: str) -> Session:
+    def open_client(self, link: Link, account: Account, resource: str) -> Session:
         """A client is bound. An older session of the same address is closed with `conflict`.
 
         RFC 6120 section 7.7.2.2 leaves the choice; so a worker that comes back after a silent break is
         not locked out by its own ghost. The older one's `unavailable` is sent first.
         """
-        tables = self.tables
+        tables, local = self.tables, account.local
         older = tables.full(local, resource)
         if older is not None:
             self.close(older)
             older.link.fail("conflict", "another connection took this resource")
         session = Session(tables, link, local, resource, domain=tables.domain)
         tables.add(session)
+        self.roles.on_client(session, account)
         return session
 
     def open_component(self, link: Link, domain: str) -> Session:
         """A component is let in; the caller has checked that its domain is free."""
         session = Session(self.tables, link, "", "", domain=domain, is_component=True)
         self.tables.add(session)
+        self.roles.on_component(session)
         return session
 
     def close(self, session: Session) -> None:
@@ -84,6 +88,15 @@ class Router:
         self.presence.leave(session)
         if not session.is_component and session.local not in self.tables.accounts:
             self.rosters.forget(session.local)
+            self.roles.forget(session.local)
+
+    def accounts_changed(self, accounts: Mapping[str, Account]) -> None:
+        """These are the accounts now: whose account is gone is gone, and components learn new roles."""
+        for local in self.roles.on_changes(accounts):
+            for session in list(self.tables.accounts.get(local, {}).values()):
+                session.link.fail("not-authorized", "the account was removed")
+                # The connection has closed it already; a link that has no socket has not.
+                self.close(session)
 
     # ----------------------------------------------------------------------------------------------
     # stanzas
