@@ -1,0 +1,329 @@
+"""Every way into real servers: STARTTLS, direct TLS, WebSocket; certificates, proxies, registration."""
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
+from kestrel.xmpp import stanza as x
+from kestrel.xmpp.access import client_settings
+from kestrel.xmpp.certificates import tls_context
+from kestrel.xmpp.client import XmppClient
+from kestrel.xmpp.dial import dial
+from kestrel.xmpp.endpoint import Endpoint
+from kestrel.xmpp.register import register
+from parts.need import need
+from parts.prosody import make_certificate
+from parts.proxy import NAME, Tinyproxy
+from parts.servers import WAYS, Prosody, server_fixture
+
+PATIENCE_S = 30
+DOMAIN = NAME
+"""Of the Prosody of this file: nobody finds it but the proxy."""
+WRONG = "ab" * 32
+PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
+
+server = server_fixture({"alice": "secret-alice", "bob": "secret-bob"})
+
+
+@pytest.fixture(autouse=True)
+def without_proxies(monkeypatch):
+    for variable in PROXY_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def open_directory():
+    """One that another user can read."""
+    with tempfile.TemporaryDirectory(prefix="kestrel-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def prosody():
+    accounts = {"alice": "secret-alice"}
+    with Prosody(program=need("prosody"), domain=DOMAIN, accounts=accounts, invites=True) as running:
+        yield running
+
+
+class Told:
+    def __init__(self):
+        self.stanzas = asyncio.Queue()
+
+    def on_connected(self, address): ...
+
+    def on_disconnected(self, reason): ...
+
+    def on_stanza(self, stanza):
+        self.stanzas.put_nowait(stanza)
+
+    async def until(self, kind):
+        async with asyncio.timeout(PATIENCE_S):
+            while (stanza := await self.stanzas.get()).name != kind:
+                pass
+        return stanza
+
+
+@asynccontextmanager
+async def connected(access):
+    """A session and what it was told."""
+    told = Told()
+    session = XmppClient(client_settings(access), told)
+    running = asyncio.create_task(session.run())
+    up = asyncio.create_task(session.wait_connected())
+    try:
+        await asyncio.wait({running, up}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        assert session.connected, session.last_problem
+        yield session, told
+    finally:
+        up.cancel()
+        await session.close()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def refusal(endpoint):
+    """Why nobody is let in there."""
+
+    with pytest.raises((AuthenticationError, EnvironmentProblem)) as caught:
+        asyncio.run(dial(endpoint))
+    return caught.value
+
+
+def endpoint_of(server, via, **more):
+    known = {"host": "127.0.0.1", "port": server.port_of(via), "via": via, "fingerprint": server.fingerprint}
+    return Endpoint(server.domain, **(known | more))
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_stanzas_of_any_size_travel_by_every_way(server, via):
+    words = "é<&>" * 15_000
+
+    async def scene():
+        alice = server.access("alice", via=via, resource="a")
+        bob = server.access("bob", via="", resource="b")
+        async with connected(alice) as (a, a_told), connected(bob) as (b, b_told):
+            assert a.address == f"alice@{server.domain}/a"
+            for number in range(50):
+                a.send(x.message_body(b.address, f"{number}"))
+            a.send(x.message_json(b.address, b'{"a": "\xc3\xa9 < &"}'))
+            a.send(x.message_body(b.address, words))
+            for number in range(50):
+                assert (await b_told.until("message")).body() == f"{number}"
+            assert (await b_told.until("message")).json() == b'{"a": "\xc3\xa9 \\u003c \\u0026"}'
+            big = await b_told.until("message")
+            assert (big.body(), big.attrs["from"]) == (words, a.address)
+            b.send(x.message_body(a.address, words))
+            b.send(x.message_json(a.address, b"[1]"))
+            assert (await a_told.until("message")).body() == words
+            assert (await a_told.until("message")).json() == b"[1]"
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_a_certificate_that_is_not_the_pinned_one_is_refused_and_named(server, via):
+    problem = refusal(endpoint_of(server, via, fingerprint=WRONG))
+    assert isinstance(problem, AuthenticationError)
+    assert problem.code == "certificate"
+    assert server.fingerprint in problem.text
+    assert "not the pinned one" in problem.text
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_a_certificate_that_nobody_vouches_for_is_refused_and_named(server, via):
+    problem = refusal(endpoint_of(server, via, fingerprint=""))
+    assert isinstance(problem, AuthenticationError)
+    assert server.fingerprint in problem.text
+    assert "pin this fingerprint" in problem.hint
+
+
+@contextmanager
+def vouched(tmp_path, monkeypatch, name, address):
+    """A server whose certificate is an authority here; it says this name and this address."""
+    make_certificate(tmp_path, name, address=address)
+    files = (f"{tmp_path}/cert.pem", f"{tmp_path}/key.pem")
+    tmp_path.chmod(0o755)
+    for file in files:
+        Path(file).chmod(0o644)  # the server is another user, if we are root
+    monkeypatch.setenv("SSL_CERT_FILE", files[0])
+    tls_context.cache_clear()
+    try:
+        with Prosody(program=need("prosody"), domain=DOMAIN, certificate=files) as server:
+            yield server
+    finally:
+        tls_context.cache_clear()
+
+
+def answer(endpoint):
+    """The features of who is there, encrypted."""
+
+    async def scene():
+        dialled = await dial(endpoint)
+        assert dialled.encrypted
+        await dialled.wire.close()
+        return dialled.features
+
+    return asyncio.run(scene())
+
+
+def test_a_certificate_of_the_domain_is_good_for_xmpp_and_one_of_the_host_for_websockets(
+    open_directory, monkeypatch
+):
+    good, bad = ("", "tls"), ("wss",)
+    with vouched(open_directory, monkeypatch, DOMAIN, "127.0.0.2") as server:
+        for via in good:
+            assert answer(endpoint_of(server, via, fingerprint="")).has_child(x.NS_SASL, "mechanisms")
+        for via in bad:
+            problem = refusal(endpoint_of(server, via, fingerprint=""))
+            assert "The certificate of 127.0.0.1 is not trusted: IP address mismatch" in problem.text
+            assert server.fingerprint in problem.text
+
+
+def test_a_certificate_of_the_host_is_good_for_websockets_only(open_directory, monkeypatch):
+    with vouched(open_directory, monkeypatch, "other.invalid", "127.0.0.1") as server:
+        assert answer(endpoint_of(server, "wss", fingerprint="")).has_child(x.NS_SASL, "mechanisms")
+        for via in ("", "tls"):
+            problem = refusal(endpoint_of(server, via, fingerprint=""))
+            assert f"The certificate of {DOMAIN} is not trusted: Hostname mismatch" in problem.text
+            assert server.fingerprint in problem.text
+
+
+def test_what_expects_tls_never_talks_to_who_has_none(prosody):
+    for via, code in (("tls", "unreachable"), ("wss", "unreachable")):
+        problem = refusal(endpoint_of(prosody, via, port=prosody.port))
+        assert problem.code == code
+        assert "TLS" in problem.text
+
+
+def test_a_path_without_a_websocket_is_told(prosody):
+    problem = refusal(endpoint_of(prosody, "wss", path="/other"))
+    assert f"no WebSocket at 127.0.0.1:{prosody.https_port}/other (HTTP 404)" in problem.text
+    assert "path" in problem.hint
+
+
+# --------------------------------------------------------------------------------------------------
+# proxies
+
+
+@pytest.fixture(scope="module")
+def proxy(prosody):
+    with Tinyproxy(ports=[prosody.port, prosody.tls_port, prosody.https_port]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_a_proxy_leads_to_a_server_that_is_out_of_reach(prosody, proxy, via, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+
+    async def scene():
+        access = replace(prosody.access("alice", via=via, resource="p"), host=NAME)
+        async with connected(access) as (session, told):
+            session.send(x.message_body(session.address, "to myself"))
+            assert (await told.until("message")).body() == "to myself"
+        assert f"{NAME}:{prosody.port_of(via)}" in proxy.asked
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_loopback_is_reached_without_the_proxy(prosody, proxy, via, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", proxy.url)
+    before = proxy.asked
+
+    async def scene():
+        async with connected(prosody.access("alice", via=via)):
+            assert proxy.asked == before
+
+    asyncio.run(scene())
+
+
+def test_the_certificate_behind_a_proxy_is_checked_too(prosody, proxy, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    for via in WAYS:
+        problem = refusal(endpoint_of(prosody, via, host=NAME, fingerprint=WRONG))
+        assert prosody.fingerprint in problem.text
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_a_proxy_that_does_not_let_through_is_told_with_a_cure(prosody, via, monkeypatch):
+    with Tinyproxy(ports=[1]) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        problem = refusal(endpoint_of(prosody, via, host=NAME))
+    assert f"by the proxy 127.0.0.1:{proxy.port}: it does not let us through (403" in problem.text
+    assert "wss://" in problem.hint
+
+
+def test_a_proxy_that_wants_a_login_gets_it_or_says_so(prosody, monkeypatch):
+    with Tinyproxy(ports=[prosody.https_port], login="user:hunter2") as proxy:
+        where = proxy.url.removeprefix("http://")
+        for login, words in (("", "wants a login"), ("user:wrong-hunter@", "does not accept the login")):
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{login}{where}")
+            problem = refusal(endpoint_of(prosody, "wss", host=NAME))
+            # tinyproxy answers a wrong login with 401, as if it were a web server
+            assert words in problem.text or (login and "no tunnel (401" in problem.text)
+            assert "hunter" not in str(problem)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:hunter2@{where}")
+
+        async def scene():
+            dialled = await dial(endpoint_of(prosody, "wss", host=NAME))
+            await dialled.wire.close()
+
+        asyncio.run(scene())
+
+
+def test_a_proxy_that_is_not_there_is_told(prosody, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://user:hunter2@127.0.0.1:1")
+    problem = refusal(endpoint_of(prosody, "wss", host=NAME))
+    assert "the proxy itself cannot be reached: Connection refused" in problem.text
+    assert "HTTPS_PROXY" in problem.hint
+    assert "hunter2" not in str(problem)
+
+
+# --------------------------------------------------------------------------------------------------
+# registration
+
+
+def invitation(prosody):
+    """A token as the administrator of a Prosody makes one."""
+    as_server = []
+    if os.geteuid() == 0:
+        as_server = ["setpriv", f"--reuid={prosody.user}", f"--regid={prosody.group}", "--clear-groups"]
+    ctl = [need("prosodyctl"), "--config", str(prosody.config)]
+    made = subprocess.run(
+        [*as_server, *ctl, "mod_invites", "generate", prosody.domain],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return made.stdout.strip().rpartition("preauth=")[2]
+
+
+@pytest.mark.parametrize("via", WAYS)
+def test_an_invitation_of_prosody_makes_one_account_by_every_way(prosody, via):
+    token = invitation(prosody)
+    where = ("127.0.0.1", prosody.port_of(via), DOMAIN)
+    how = {"fingerprint": prosody.fingerprint, "via": via}
+
+    async def scene():
+        with pytest.raises(UsageError, match="taken"):
+            await register(*where, token, username="alice", **how)
+        jid, password = await register(*where, token, **how)
+        async with connected(replace(prosody.access("alice", via=via), jid=jid, password=password)) as (
+            session,
+            _,
+        ):
+            assert session.address.startswith(f"{jid}/")
+        for spent in (token, "guess'<&"):
+            with pytest.raises(AuthenticationError) as caught:
+                await register(*where, spent, **how)
+            assert caught.value.code == "bad_invitation"
+
+    asyncio.run(scene())
