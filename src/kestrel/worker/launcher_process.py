@@ -22,6 +22,7 @@ import contextlib
 import gc
 import heapq
 import os
+import resource  # noqa: F401 (os.wait4 imports it, which another user may not be able to)
 import select
 import signal
 import socket
