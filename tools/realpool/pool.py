@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kestrel.config import PoolAccess
 from realpool.postgres import PrivatePostgres, free_port
@@ -236,7 +236,7 @@ class RealPool:
         if self._own_postgres and self.postgres is not None:
             self.postgres.remove()
 
-    def __enter__(self) -> RealPool:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
