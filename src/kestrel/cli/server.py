@@ -12,6 +12,7 @@ import click
 from kestrel.cli.hosting import hosting_options, pool_words
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
+from kestrel.cli.server_config import config
 from kestrel.cli.signals import on_stop_signals
 from kestrel.config import Via, data_home, pool_access_path
 from kestrel.local.hosted import HostedServer, HostedServerSettings
@@ -26,8 +27,12 @@ def server() -> None:
     """Run the XMPP server of a pool as a process of its own.
 
     `kestrel up` brings server and manager in one process. Apart, each can be restarted without the other,
-    and several managers can stand by for one pool.
+    and several managers can stand by for one pool. Prosody and ejabberd serve pools as well: `config` prints
+    what they need.
     """
+
+
+server.add_command(config)
 
 
 @server.command()
