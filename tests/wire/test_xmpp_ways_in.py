@@ -2,24 +2,30 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import tempfile
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import kestrel.xmpp.dial as dialling
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.certificates import tls_context
-from kestrel.xmpp.client import XmppClient
-from kestrel.xmpp.dial import dial
+from kestrel.xmpp.client import ClientSettings, XmppClient
+from kestrel.xmpp.dial import _reach, dial
 from kestrel.xmpp.endpoint import Endpoint
+from kestrel.xmpp.lookup import SrvRecord, Target
 from kestrel.xmpp.register import register
+from kestrel.xmpp.session import SessionSettings
+from kestrel.xmpp.stream import StreamReader
+from kestrel.xmpp.websocket_wire import WebSocketWire
 from parts.need import need
-from parts.prosody import make_certificate
+from parts.prosody import free_port, make_certificate
 from parts.proxy import NAME, Tinyproxy
 from parts.servers import WAYS, Prosody, server_fixture
 
@@ -27,6 +33,7 @@ PATIENCE_S = 30
 DOMAIN = NAME
 """Of the Prosody of this file: nobody finds it but the proxy."""
 WRONG = "ab" * 32
+QUICK = SessionSettings(retry_s_max=0.1)
 PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
 
 server = server_fixture({"alice": "secret-alice", "bob": "secret-bob"})
@@ -207,6 +214,87 @@ def test_a_path_without_a_websocket_is_told(prosody):
     problem = refusal(endpoint_of(prosody, "wss", path="/other"))
     assert f"no WebSocket at 127.0.0.1:{prosody.https_port}/other (HTTP 404)" in problem.text
     assert "path" in problem.hint
+
+
+# --------------------------------------------------------------------------------------------------
+# records
+
+
+@pytest.fixture
+def silent_port(monkeypatch):
+    """A port whose packets are dropped: nobody accepts, and its queue is full."""
+    monkeypatch.setattr(dialling, "CONNECT_S_MAX", 0.1)
+    monkeypatch.setattr(dialling, "CONNECT_S_MIN", 0.1)
+    with socket.socket() as listener, ExitStack() as callers:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def records(plain=(), secure=()):
+    """A DNS that knows these ports of 127.0.0.1, in this order."""
+
+    async def lookup(name):
+        ports = secure if name.startswith("_xmpps-client") else plain
+        return [SrvRecord(number, 0, port, "127.0.0.1") for number, port in ports]
+
+    return lookup
+
+
+def test_what_is_closed_or_silent_is_passed_over_for_what_answers(prosody, silent_port):
+    lookup = records(plain=[(1, free_port()), (2, silent_port)], secure=[(3, prosody.tls_port)])
+
+    async def scene():
+        settings = ClientSettings(
+            f"alice@{DOMAIN}", "secret-alice", fingerprint=prosody.fingerprint, session=QUICK
+        )
+        told = Told()
+        client = XmppClient(settings, told, lookup=lookup)
+        running = asyncio.create_task(client.run())
+        async with asyncio.timeout(PATIENCE_S):
+            await client.wait_connected()
+            assert client._found_at == Target("127.0.0.1", prosody.tls_port, "tls")
+            await client.close()
+            await running
+        dialled = await dial(
+            Endpoint(DOMAIN, fingerprint=prosody.fingerprint),
+            lookup=records(plain=[(1, prosody.port)], secure=[(3, prosody.tls_port)]),
+            first=client._found_at,
+        )
+        assert dialled.target == client._found_at, "where we were last time comes first"
+        dialled.wire.drop(EnvironmentProblem("That was all."))
+
+    asyncio.run(scene())
+
+
+def test_each_place_that_was_tried_is_told_with_its_fault(prosody, silent_port):
+    closed = free_port()
+    lookup = records(plain=[(1, closed), (2, silent_port)], secure=[(3, prosody.port)])
+    with pytest.raises(EnvironmentProblem) as caught:
+        asyncio.run(dial(Endpoint(DOMAIN, fingerprint=prosody.fingerprint), lookup=lookup))
+    faults = caught.value.text.partition("(")[2].split("; ")
+    assert faults[0] == f"127.0.0.1:{closed}: Connection refused"
+    assert faults[1] == f"127.0.0.1:{silent_port}: no answer in 0.1 s"
+    assert faults[2].startswith(f"xmpps://127.0.0.1:{prosody.port}: TLS with the server of {DOMAIN} failed")
+    assert faults[3].startswith(f"wss://{DOMAIN}/xmpp-websocket: ")
+    assert len(faults) == 4
+    assert caught.value.retry
+
+
+def test_a_wrong_guess_is_a_place_that_does_not_answer_and_no_alarm(prosody):
+    guess = Target("127.0.0.1", prosody.https_port, "wss", "/xmpp-websocket", guessed=True)
+
+    def make_wire(_):
+        return WebSocketWire(StreamReader())
+
+    for pin in ("", WRONG):
+        with pytest.raises(EnvironmentProblem) as caught:
+            asyncio.run(_reach(Endpoint(DOMAIN, fingerprint=pin), [guess], make_wire))
+        assert caught.value.code == "unreachable"
 
 
 # --------------------------------------------------------------------------------------------------

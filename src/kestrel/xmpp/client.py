@@ -15,6 +15,7 @@ from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import ENABLE, AckCounter
 from kestrel.xmpp.dial import Dialled, Endpoint, Lookup, TlsMode, dial, lookup_srv, open_stream
 from kestrel.xmpp.jid import JID
+from kestrel.xmpp.lookup import Target
 from kestrel.xmpp.sasl import SaslClient
 from kestrel.xmpp.session import Handler, Session, SessionSettings
 from kestrel.xmpp.stream import Stanza
@@ -75,6 +76,8 @@ class XmppClient(Session):
             settings.path,
         )
         _ = self._endpoint.tls_mode
+        self._found_at: Target | None = None
+        """Where we were let in last time: behind a firewall the other places cost seconds each."""
 
     @property
     def _ping_from(self) -> str:
@@ -86,7 +89,9 @@ class XmppClient(Session):
             lookup=self._lookup,
             outgoing_bytes_max=self._bounds.outgoing_bytes_max,
             user=str(self._jid.bare),
+            first=self._found_at,
         )
+        self._found_at = None
         wire = dialled.wire
         try:
             await self._authenticate(dialled)
@@ -97,6 +102,7 @@ class XmppClient(Session):
                 wire.write(x.presence(priority=self._settings.priority))
                 if acks is not None:
                     acks.count_sent()
+            self._found_at = dialled.target
             return wire, address, acks
         except BaseException:
             wire.drop(EnvironmentProblem("The login failed.", retry=True))

@@ -72,6 +72,8 @@ class Dialled:
     wire: Wire
     features: Stanza
     encrypted: bool
+    target: Target
+    """Where it was found."""
 
 
 async def dial(
@@ -80,14 +82,17 @@ async def dial(
     lookup: Lookup = lookup_srv,
     outgoing_bytes_max: int = OUTGOING_BYTES_MAX,
     user: str = "",
+    first: Target | None = None,
 ) -> Dialled:
     """Connect, start TLS, open the stream. `user` is the bare JID to name once encrypted.
 
+    `first` is tried before the others if it is still among them: where the server was last time.
     Raises `EnvironmentProblem`, `PeerError`, `UsageError` for what is not safe, and `AuthenticationError`
     for a certificate that is not acceptable.
     """
     mode = endpoint.tls_mode
     targets = await targets_of(endpoint, lookup)
+    targets.sort(key=lambda target: target != first)
 
     def make_wire(target: Target) -> Wire:
         reader = StreamReader(stanza_bytes_max=STANZA_BYTES_MAX)
@@ -98,10 +103,10 @@ async def dial(
         encrypted = target.via in _ALPN
         features = await open_stream(wire, endpoint.domain, user=user if encrypted else "")
         if encrypted or target.via == "ws":
-            return Dialled(wire, features, encrypted)
+            return Dialled(wire, features, encrypted, target)
         offered = features.has_child(x.NS_TLS, "starttls")
         if mode is TlsMode.NEVER or not (offered or mode is TlsMode.REQUIRED):
-            return Dialled(wire, features, encrypted=False)
+            return Dialled(wire, features, False, target)
         if not offered:
             raise EnvironmentProblem(
                 f"The server of {endpoint.domain} offers no encryption (STARTTLS).",
@@ -109,7 +114,7 @@ async def dial(
                 code="no_tls",
             )
         await _start_tls(wire, endpoint, target)
-        return Dialled(wire, await open_stream(wire, endpoint.domain, user=user), encrypted=True)
+        return Dialled(wire, await open_stream(wire, endpoint.domain, user=user), True, target)
 
 
 async def connect(
