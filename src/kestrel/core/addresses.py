@@ -116,8 +116,24 @@ def _any(part: str) -> str:
 
 def _fits(glob: str, text: str) -> bool:
     """Whether `*` and `?` can be filled so. Greedy: a hostile pattern costs at most |glob| x |text| steps."""
-    if _WILD.isdisjoint(glob):
+    if "?" in glob:
+        return _fits_by_character(glob, text)
+    first, star, rest = glob.partition("*")
+    if not star:
         return glob == text
+    if not text.startswith(first):
+        return False
+    at = len(first)
+    *middle, last = rest.split("*")
+    for piece in middle:
+        at = text.find(piece, at)
+        if at < 0:
+            return False
+        at += len(piece)
+    return len(text) - len(last) >= at and text.endswith(last)
+
+
+def _fits_by_character(glob: str, text: str) -> bool:
     at = i = 0
     star, mark = -1, 0
     while at < len(text):

@@ -15,11 +15,10 @@ from kestrel.core.jobs import Job
 from kestrel.core.model import JobTerms, TaskIndex, TaskState, WorkerId, WorkerOffer
 from kestrel.core.pool import Worker
 from kestrel.core.quarantine import Bar
-from kestrel.core.signatures import Crew, Signature, may_run
+from kestrel.core.signatures import Crew, Signature, mask_of, may_run
 
 NAMED_MAX: Final = 3
 """So many workers, patterns or lists of users are named in one sentence."""
-_DIGITS: Final = bytes(b"01"[b & 1] for b in range(256))
 
 
 def explain_job(books: Books, job: Job, now: float) -> list[str]:
@@ -226,10 +225,7 @@ def _mask(signature: Signature) -> int:
     """The numbers of its workers, as bits."""
     if isinstance(signature, Crew):
         return signature.mask
-    bits = bytearray(1 + max((worker.number for worker in signature.members()), default=0))
-    for worker in signature.members():
-        bits[worker.number] = 1
-    return int(bits[::-1].translate(_DIGITS), 2)
+    return mask_of(signature.members())
 
 
 def _departed(books: Books, terms: JobTerms, now: float) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kestrel.core.addresses import Pattern
 from kestrel.core.jobs import Job, User
-from kestrel.core.signatures import NOBODY, Crew
+from kestrel.core.signatures import NOBODY, Crew, mask_of
 
 if TYPE_CHECKING:
     from kestrel.core.pool import Worker
@@ -66,8 +66,9 @@ class Naming:
         if self.crews:
             for anchor in anchors:
                 for crew in self._crews_by.get(anchor, ()):
-                    if crew not in worker.named and crew.suits(worker.cls) and crew.means(worker):
-                        self._man(crew, worker)
+                    if not crew.fits(worker) and crew.suits(worker.cls) and crew.means(worker):
+                        crew.mask |= 1 << worker.number
+                        self._enlist(crew, worker)
 
     def leave(self, worker: Worker) -> None:
         """The worker goes, or offers something else from now on; it wants no work and takes no tasks."""
@@ -103,12 +104,16 @@ class Naming:
         if crew is None:
             crew = self.crews[key] = Crew(terms.requires, terms.slots, terms.workers, job.user)
             crew.workers = self._numbered
+            found: dict[Worker, None] = {}
             for anchor in {_anchor(pattern): None for pattern in terms.workers}:
                 self._crews_by.setdefault(anchor, {})[crew] = None
                 for worker in self._workers_by.get(anchor, ()):
-                    if crew not in worker.named and crew.suits(worker.cls) and crew.means(worker):
-                        self._man(crew, worker)
-                        crew.capacity += worker.offer.slots if worker.takes_tasks else 0
+                    if worker not in found and crew.suits(worker.cls) and crew.means(worker):
+                        found[worker] = None
+            crew.mask = mask_of(found)
+            for worker in found:
+                self._enlist(crew, worker)
+                crew.capacity += worker.offer.slots if worker.takes_tasks else 0
         return crew
 
     def drop(self, crew: Crew) -> None:
@@ -126,8 +131,8 @@ class Naming:
                 worker.named = NOBODY
         crew.mask = 0
 
-    def _man(self, crew: Crew, worker: Worker) -> None:
-        crew.mask |= 1 << worker.number
+    def _enlist(self, crew: Crew, worker: Worker) -> None:
+        """A worker that is in the crew's mask learns of it."""
         if worker.named:
             worker.named.append(crew)
         else:

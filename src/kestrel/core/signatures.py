@@ -6,7 +6,7 @@ Pure data that `matching` and `naming` keep in step; they decide nothing. Read b
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from kestrel.core.addresses import Pattern, matching
@@ -137,6 +137,7 @@ class Crew(Signature):
         return any(pattern.matches_parts(parts) for pattern in self.patterns)
 
 
+_DIGITS: Final = bytes(b"01"[b & 1] for b in range(256))
 NOBODY: Final[list[Crew]] = []
 """The crews of a worker that no job names: one list for all of them, which must stay empty."""
 
@@ -168,6 +169,17 @@ def may_run(job: Job, worker: Worker) -> bool:
         return False
     patterns = job.terms.workers
     return not patterns or any(pattern.matches_parts(worker.address) for pattern in patterns)
+
+
+def mask_of(workers: Iterable[Worker]) -> int:
+    """The numbers of these workers as bits."""
+    bits = bytearray()
+    for worker in workers:
+        number = worker.number
+        if number >= len(bits):
+            bits.extend(bytes(number + 1 - len(bits)))
+        bits[number] = 1
+    return int(bits[::-1].translate(_DIGITS) or b"0", 2)
 
 
 def numbers(mask: int) -> Iterator[int]:
