@@ -18,6 +18,9 @@ from kestrel.xmpp.session import SessionSettings
 CONNECT_S_MAX = 10.0
 RECONNECT_S_MAX = 5.0
 """Longest pause before the next try: somebody sits in front of it, and users are few."""
+QUIET_S_MAX, PONG_S_MAX = 6.0, 4.0
+"""A link that a NAT box has forgotten says nothing: after so long without a byte the server is asked, and
+after so long without an answer the link is made anew."""
 
 
 @asynccontextmanager
@@ -30,7 +33,7 @@ async def connected(client: Client, access: PoolAccess) -> AsyncIterator[None]:
     """
     link = XmppLink()
     link.deliver_to(client)
-    session = SessionSettings(retry_s_max=RECONNECT_S_MAX)
+    session = SessionSettings(retry_s_max=RECONNECT_S_MAX, quiet_s_max=QUIET_S_MAX, pong_s_max=PONG_S_MAX)
     stream = XmppClient(replace(client_settings(access), session=session), link)
     link.attach(stream)
     client.attach(link)
