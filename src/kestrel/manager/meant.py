@@ -1,0 +1,101 @@
+"""Who is meant: patterns over addresses as people and programs send them, with words for what is wrong.
+
+Pure. Reads patterns of jobs, of workers' owners, of questions and of drains; says which address was probably
+meant by one that means nobody. Called by the rooms of the manager.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Final
+
+from kestrel.core.addresses import Pattern, PatternError, matching
+from kestrel.errors import UsageError
+
+NAMES_COMPARED_MAX: Final = 1000
+"""So many addresses are compared with one that means nobody."""
+PATTERNS_SHOWN: Final = 3
+
+_NUMBERS = re.compile(r"(\d+)")
+
+
+def patterns_of(texts: Iterable[str], where: str) -> tuple[Pattern, ...]:
+    """Read patterns; `where` is for the message. Raises `UsageError` that names the one that is none."""
+    found: dict[Pattern, None] = {}
+    for text in texts:
+        try:
+            found[Pattern.parse(text)] = None
+        except PatternError as problem:
+            near = _corrected(text)
+            meant = f"did you mean {near}?" if near else "e.g. worker*@pool, worker@pool/4* or */core2"
+            raise UsageError(f"{where}: {problem}", hint=meant, code="bad_pattern") from None
+    return tuple(found)
+
+
+def user_patterns_of(texts: Iterable[str], where: str) -> tuple[Pattern, ...]:
+    """Patterns that mean users, who are known by their bare addresses. Raises `UsageError`."""
+    patterns = patterns_of(texts, where)
+    for pattern in patterns:
+        if pattern.resource:
+            account = pattern.text.partition("/")[0]
+            raise UsageError(
+                f"{where}: {pattern.text!r} names a resource, but users are known without one",
+                hint=f"did you mean {account}?" if account else "e.g. ann@example.org",
+                code="bad_pattern",
+            )
+    return patterns
+
+
+def meant_by(patterns: tuple[Pattern, ...], names: Iterable[str]) -> list[str]:
+    """Those of the addresses that a pattern means, or that it is word for word; all without patterns."""
+    if not patterns:
+        return list(names)
+    literal = {pattern.text for pattern in patterns}
+    return [name for name in names if name in literal or matching(patterns, name)]
+
+
+def nobody(patterns: Sequence[Pattern], names: Sequence[str]) -> UsageError:
+    """That none of these addresses is meant, and which one is closest."""
+    shown = ", ".join(pattern.text for pattern in patterns[:PATTERNS_SHOWN])
+    more = " …" if len(patterns) > PATTERNS_SHOWN else ""
+    verb = "means" if len(patterns) == 1 else "mean"
+    if not names:
+        text = f"{shown}{more} {verb} nobody: there are no workers in the pool"
+        return UsageError(text, hint="`pool` lists those that left lately", code="unknown_worker")
+    count = f"none of the {len(names)} workers" if len(names) > 1 else "not the one worker that is"
+    near = _nearest([pattern.text for pattern in patterns], names)
+    return UsageError(
+        f"{shown}{more} {verb} {count} in the pool",
+        hint=f"did you mean {near}?" if near else "`pool` lists them",
+        code="unknown_worker",
+    )
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """A key to sort names by as people do: core2 before core10."""
+    parts = _NUMBERS.split(text)
+    return [(int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
+
+
+def _nearest(texts: Sequence[str], names: Sequence[str]) -> str:
+    some = list(islice(names, NAMES_COMPARED_MAX))
+    for text in texts[:PATTERNS_SHOWN]:
+        near = difflib.get_close_matches(text, some, n=1, cutoff=0.4)
+        if near:
+            return near[0]
+    return ""
+
+
+def _corrected(text: str) -> str:
+    """What was probably meant by a text that is no pattern; empty if that is anybody's guess."""
+    account, slash, resource = "".join(text.split()).partition("/")
+    user, at, domain = account.rpartition("@")
+    user = user.split("@")[0]
+    near = f"{user}{at}{domain or '*'}{slash}{resource}" if account or resource else ""
+    try:
+        return Pattern.parse(near).text
+    except PatternError:
+        return ""
