@@ -21,7 +21,8 @@ from pathlib import Path
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.server.database import open_database
 from kestrel.xmpp.jid import JidError, prepare_local
-from kestrel.xmpp.sasl import SCRAM_SHA_1, SCRAM_SHA_256, SaslError, ScramKeys, make_keys
+from kestrel.xmpp.sasl import SCRAM_SHA_1, SCRAM_SHA_256, SaslError, make_keys
+from kestrel.xmpp.scram import ScramKeys
 
 ROLES = ("worker", "user", "admin")
 MECHANISMS = (SCRAM_SHA_256, SCRAM_SHA_1)

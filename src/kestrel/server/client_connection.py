@@ -137,16 +137,15 @@ class ClientConnection(Connection):
     def _on_header(self, header: StreamHeader) -> None:
         if self.session is not None or self.opened:
             raise StreamError("bad-format", "a second stream header")
-        self.open_stream()
-        if not header.attrs.get("version", "").startswith("1."):
-            raise StreamError("unsupported-version", "XMPP 1.0 is needed")
         try:
             domain = JID.parse(header.attrs.get("to", "")).domain
         except JidError:
             domain = ""
+        if not header.attrs.get("version", "").startswith("1."):
+            raise StreamError("unsupported-version", "XMPP 1.0 is needed")
         if domain != self.hub.settings.domain:
             raise StreamError("host-unknown", f"this is {self.hub.settings.domain}")
-        self.write(f"<stream:features>{self._features()}</stream:features>".encode())
+        self.open_stream(features=f"<stream:features>{self._features()}</stream:features>".encode())
 
     def _features(self) -> str:
         if self._user:

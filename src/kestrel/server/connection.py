@@ -303,13 +303,18 @@ class Connection(asyncio.Protocol):
             log.warning("server.slow_reader_dropped", extra=self._fields())
             self.drop("slow")
 
-    def open_stream(self, to: str = "") -> str:
-        """Send our stream header; returns its id."""
+    def write_together(self, parts: tuple[bytes, ...]) -> None:
+        """Send several elements now, with one write."""
+        self.write(b"".join(parts))
+
+    def open_stream(self, to: str = "", features: bytes = b"") -> str:
+        """Send our stream header, and with it what is offered; returns the stream's id."""
         number = secrets.token_hex(8)
         self.opened = True
         version = "1.0" if self.namespace == x.NS_CLIENT else ""
         sender = self.hub.settings.domain if self.namespace == x.NS_CLIENT else to
-        self.write(x.stream_header(self.namespace, from_=sender, id=number, version=version))
+        header = x.stream_header(self.namespace, from_=sender, id=number, version=version)
+        self.write_together((header, features) if features else (header,))
         return number
 
     # ----------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from kestrel.xmpp.sasl import (
     SCRAM_SHA_1,
     SCRAM_SHA_256,
     SaslError,
-    ScramKeys,
     ScramServer,
     check_password,
     fake_keys,
     parse_plain,
 )
+from kestrel.xmpp.scram import ScramKeys
 from kestrel.xmpp.stream import Stanza
 
 FIELD_CHARS_MAX = 4096
@@ -84,7 +84,9 @@ class Login:
             raise SaslError("invalid-mechanism", f"{mechanism[:40]!r} is not offered.")
         self._mechanism = mechanism
         if mechanism != PLAIN:
-            self._scram = ScramServer(mechanism, partial(self._keys, mechanism), self._accounts.secret)
+            self._scram = ScramServer(
+                mechanism, partial(self._keys, mechanism), self._accounts.secret, self._accounts.iterations
+            )
         self._first = True
         return self.on_response(text) if text else Challenge("")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 IPV6_PREFIX_BITS = 64
 """Whoever has one IPv6 address usually has 2^64 of them, so these count as one."""
+
+ADDRESSES_REMEMBERED = 4096
 
 
 def origin_of(address: str) -> str:
@@ -20,6 +23,7 @@ def origin_of(address: str) -> str:
     return str(ipaddress.IPv6Network((int(found), IPV6_PREFIX_BITS), strict=False))
 
 
+@lru_cache(maxsize=ADDRESSES_REMEMBERED)
 def is_loopback_peer(address: str) -> bool:
     """Whether the other end is on this machine."""
     found = _parsed(address)

@@ -39,6 +39,10 @@ class WebSocketConnection(ClientConnection):
         """Send one element, a header or an end, now."""
         super().write(self._framing.frame(data))
 
+    def write_together(self, parts: tuple[bytes, ...]) -> None:
+        """Send several elements now, a message for each, with one write."""
+        super().write(b"".join(map(self._framing.frame, parts)))
+
     def write_outbox(self, session: Session) -> None:
         """Send what the router has for this session: a message for each stanza, with one write."""
         frame = self._framing.frame

@@ -1,22 +1,21 @@
-"""SASL for both ends (RFC 4422, 4616, 5802, 7677), step by step over scramp.
+"""SASL for both ends (RFC 4422, 4616, 5802, 7677), step by step over `kestrel.xmpp.scram`.
 
-Pure: base64 texts in, base64 texts out; the only chance in it is scramp's nonce. A client believes a
-server only after its signature was checked; a server answers for users that do not exist as it does
-for those that do. Called by the client and by the embedded server.
+Pure: base64 texts in, base64 texts out; the only chance in it is the nonces. A client believes a server
+only after its signature was checked; a server answers for users that do not exist as it does for those
+that do. Called by the client and by the embedded server.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-from scramp import ScramClient, ScramException, ScramMechanism
 
 from kestrel.errors import AuthenticationError, PeerError
+from kestrel.xmpp import scram
+from kestrel.xmpp.scram import SaltedKeys, ScramError, ScramKeys
 
 ITERATIONS_MAX = 1_000_000
 """A server that asks for more would only burn the client's time."""
@@ -24,13 +23,20 @@ ITERATIONS_MIN = 4096
 """A server that asks for less would learn too much of the password (RFC 7677 section 4)."""
 MESSAGE_CHARS_MAX = 4096
 """Longest SASL message in base64."""
+NONCE_BYTES = 18
 
 SCRAM_SHA_256 = "SCRAM-SHA-256"
 SCRAM_SHA_1 = "SCRAM-SHA-1"
 PLAIN = "PLAIN"
 CLIENT_ORDER = (SCRAM_SHA_256, SCRAM_SHA_1, PLAIN)
 """Strongest first."""
-_HASHES = {SCRAM_SHA_256: "sha256", SCRAM_SHA_1: "sha1"}
+
+_SALTED = SaltedKeys()
+"""Of this process: thousands of sessions of one account salt its password once."""
+_HEADER = "n,,"
+"""No binding to a channel, and nobody else's name (RFC 5802 section 7)."""
+_FLAGS = ("n", "y")
+"""What a client may say of channel binding to a server that does not offer it."""
 
 
 class SaslError(PeerError):
@@ -75,9 +81,19 @@ def _decode_text(text: str) -> str:
 class SaslClient:
     """One attempt to log in. Send `first`, answer each challenge with `on_challenge`, then `on_success`."""
 
-    def __init__(self, offered: Sequence[str], user: str, password: str, *, encrypted: bool) -> None:
+    def __init__(
+        self,
+        offered: Sequence[str],
+        user: str,
+        password: str,
+        *,
+        encrypted: bool,
+        salted: SaltedKeys = _SALTED,
+        nonce: str = "",
+    ) -> None:
         """Choose the strongest mechanism; PLAIN only if the stream is encrypted.
 
+        `salted` remembers the keys of passwords; `nonce` is a random one unless it is given.
         Raises `AuthenticationError` if none can be used, or if the password cannot be prepared.
         """
         usable = [name for name in CLIENT_ORDER if name in offered and (encrypted or name != PLAIN)]
@@ -89,14 +105,19 @@ class SaslClient:
             raise AuthenticationError(f"The server offers no usable way to log in ({shown}).", hint=hint)
         self.mechanism = usable[0]
         self._finished = self.mechanism == PLAIN
-        self._scram: ScramClient | None = None
+        self._salted = salted
+        self._bare = ""
+        self._nonce = nonce or secrets.token_urlsafe(NONCE_BYTES)
+        self._signature = b""
+        """What the server must answer to our proof; empty before that."""
         try:
             if self.mechanism == PLAIN:
                 self.first = encode(f"\0{user}\0{password}".encode())
             else:
-                self._scram = ScramClient([self.mechanism], user, password)
-                self.first = encode(self._scram.get_client_first().encode())
-        except (ScramException, UnicodeEncodeError) as problem:
+                self._password = scram.prepare(password)
+                self._bare = f"n={scram.user_text(scram.prepare(user))},r={self._nonce}"
+                self.first = encode((_HEADER + self._bare).encode())
+        except (ScramError, UnicodeEncodeError) as problem:
             raise AuthenticationError(
                 f"The name {user!r} or its password contains characters that cannot be used to log in.",
                 hint="Choose a password without control characters.",
@@ -104,20 +125,35 @@ class SaslClient:
 
     def on_challenge(self, text: str) -> str:
         """The answer to a challenge. Raises `AuthenticationError`, `SaslError`."""
-        scram = self._scram
-        if scram is None or self._finished:
+        if self._finished:
             raise SaslError("malformed-request", "The server sent a challenge that was not expected.")
         message = _decode_text(text)
         if message.startswith(("v=", "e=")):
             # Some servers send their signature as a last challenge (RFC 5802 section 5).
             self._check(message)
             return "="
-        self._check_iterations(message)
+        if self._signature:
+            raise SaslError("malformed-request", "The server sent a challenge that was not expected.")
         try:
-            scram.set_server_first(message)
-            return encode(scram.get_client_final().encode())
-        except ScramException as problem:
+            return encode(self._final(message).encode())
+        except ScramError as problem:
             raise AuthenticationError(f"The server's login challenge is wrong: {problem}.") from problem
+
+    def _final(self, challenge: str) -> str:
+        """The proof, and with it what we expect to hear."""
+        nonce, salt_text, count = scram.fields_of(challenge, "rsi")
+        iterations = _iterations(count)
+        salt = scram.bytes_of(salt_text)
+        if len(salt) < scram.SALT_BYTES_MIN:
+            raise ScramError("its salt is too short")
+        if not scram.nonce_of(nonce).startswith(self._nonce) or nonce == self._nonce:
+            raise ScramError("it answers another login")
+        keys = self._salted.of(self.mechanism, self._password, salt, iterations)
+        without_proof = f"c={scram.text_of(_HEADER.encode())},r={nonce}"
+        message = f"{self._bare},{challenge},{without_proof}".encode()
+        self._signature = scram.server_signature(self.mechanism, keys.server_key, message)
+        proof = scram.client_proof(self.mechanism, keys.client_key, message)
+        return f"{without_proof},p={scram.text_of(proof)}"
 
     def on_success(self, text: str) -> None:
         """The server says yes: check that it knew the password too (SCRAM).
@@ -128,40 +164,32 @@ class SaslClient:
             self._check(_decode_text(text) if text.strip() else "")
 
     def _check(self, message: str) -> None:
-        assert self._scram is not None
         try:
-            self._scram.set_server_final(message)
-        except ScramException as problem:
+            if message.startswith("e="):
+                raise ScramError(message[2:60])
+            (given,) = scram.fields_of(message, "v")
+            if not self._signature or not hmac.compare_digest(scram.bytes_of(given), self._signature):
+                raise ScramError("its signature is not the one of our password")
+        except ScramError as problem:
             raise AuthenticationError(
                 f"The server did not prove that it knows this account ({problem}).",
                 hint="Somebody may be in between: check the address and the certificate.",
             ) from problem
         self._finished = True
 
-    @staticmethod
-    def _check_iterations(message: str) -> None:
-        for part in message.split(","):
-            if part.startswith("i="):
-                count = int(part[2:]) if part[2:].isdigit() and len(part) < 12 else 0
-                if not ITERATIONS_MIN <= count <= ITERATIONS_MAX:
-                    raise AuthenticationError(
-                        f"The server asks for {part[2:][:20]} password iterations; "
-                        f"{ITERATIONS_MIN} to {ITERATIONS_MAX} are accepted."
-                    )
+
+def _iterations(text: str) -> int:
+    count = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not ITERATIONS_MIN <= count <= ITERATIONS_MAX:
+        raise AuthenticationError(
+            f"The server asks for {text[:20]} password iterations; "
+            f"{ITERATIONS_MIN} to {ITERATIONS_MAX} are accepted."
+        )
+    return count
 
 
 # --------------------------------------------------------------------------------------------------
 # Server
-
-
-@dataclass(frozen=True, slots=True)
-class ScramKeys:
-    """What a server keeps of a password, for one hash (RFC 5802 section 3)."""
-
-    salt: bytes
-    iterations: int
-    stored_key: bytes
-    server_key: bytes
 
 
 def make_keys(mechanism: str, password: str, salt: bytes, iterations: int = ITERATIONS_MIN) -> ScramKeys:
@@ -169,10 +197,9 @@ def make_keys(mechanism: str, password: str, salt: bytes, iterations: int = ITER
     if not password:
         raise SaslError("malformed-request", "An empty password cannot be used.")
     try:
-        kept = ScramMechanism(mechanism).make_auth_info(password, iteration_count=iterations, salt=salt)
-    except (ScramException, UnicodeEncodeError) as problem:
+        return scram.keys_of(mechanism, scram.prepare(password), salt, iterations)
+    except (ScramError, UnicodeEncodeError) as problem:
         raise SaslError("malformed-request", f"This password cannot be used: {problem}.") from problem
-    return ScramKeys(kept[0], kept[3], kept[1], kept[2])
 
 
 def fake_keys(mechanism: str, user: str, secret: bytes, iterations: int = ITERATIONS_MIN) -> ScramKeys:
@@ -180,66 +207,90 @@ def fake_keys(mechanism: str, user: str, secret: bytes, iterations: int = ITERAT
 
     `secret` is random, and the same as long as the accounts live.
     """
-    name = _HASHES[mechanism]
-    size = hashlib.new(name).digest_size
-
-    def derived(purpose: bytes) -> bytes:
-        return hmac.new(secret, b"\0".join((purpose, mechanism.encode(), user.encode())), name).digest()
-
-    return ScramKeys(derived(b"salt")[:16], iterations, derived(b"stored")[:size], derived(b"server")[:size])
+    return scram.fake_keys(mechanism, user, secret, iterations)
 
 
 KeysOf = Callable[[str], ScramKeys | None]
-"""A prepared local part → its keys for the mechanism asked for, or None if there is no such user."""
+"""The name as the client writes it → its keys for this mechanism, or None if there is no such user."""
 
 
 class ScramServer:
     """The server's side of one SCRAM exchange: `on_first`, then `on_final`."""
 
-    __slots__ = ("_exchange", "_known", "_user")
+    __slots__ = (
+        "_header",
+        "_iterations",
+        "_keys",
+        "_keys_of",
+        "_known",
+        "_mechanism",
+        "_nonce",
+        "_secret",
+        "_so_far",
+        "user",
+    )
 
-    def __init__(self, mechanism: str, keys_of: KeysOf, secret: bytes) -> None:
-        """`secret` makes the challenges for users that do not exist (`fake_keys`)."""
-        self._user = ""
+    def __init__(
+        self, mechanism: str, keys_of: KeysOf, secret: bytes, iterations: int = ITERATIONS_MIN
+    ) -> None:
+        """`secret` makes the challenges for users that do not exist (`fake_keys`), with `iterations`."""
+        self._iterations = iterations
+        self._mechanism = mechanism
+        self._keys_of = keys_of
+        self._secret = secret
+        self._keys: ScramKeys | None = None
         self._known = False
+        self._header = self._nonce = self._so_far = ""
+        self.user = ""
+        """Who the client says that it is, once it has."""
 
-        def find(user: str) -> tuple[bytes, bytes, bytes, int]:
-            self._user = user
-            keys = keys_of(user)
-            self._known = keys is not None
-            if keys is None:
-                keys = fake_keys(mechanism, user, secret)
-            return keys.salt, keys.stored_key, keys.server_key, keys.iterations
+    def on_first(self, text: str, *, nonce: str = "") -> str:
+        """The client's first message → the challenge. `nonce` is ours, else a random one.
 
-        self._exchange = ScramMechanism(mechanism).make_server(find)
-
-    def on_first(self, text: str) -> str:
-        """The client's first message → the challenge. Raises `SaslError`."""
+        Raises `SaslError`.
+        """
         message = _decode_text(text)
-        self._check_authorization(message)
+        flag, _, rest = message.partition(",")
+        authorization, comma, bare = rest.partition(",")
+        if authorization:
+            # Acting for somebody else is not supported: `a=` must be absent (RFC 5802 section 7).
+            raise SaslError("invalid-authzid", "Logging in for somebody else is not supported.")
         try:
-            self._exchange.set_client_first(message)
-            return encode(self._exchange.get_server_first().encode())
-        except ScramException as problem:
+            if flag not in _FLAGS or not comma:
+                raise ScramError("it asks for what is not offered")
+            name, theirs = scram.fields_of(bare, "nr")
+            self.user = user = scram.user_of(name)
+            self._nonce = scram.nonce_of(theirs) + (nonce or secrets.token_urlsafe(NONCE_BYTES))
+        except ScramError as problem:
             raise SaslError("malformed-request", f"The first SCRAM message is wrong: {problem}") from problem
+        keys = self._keys_of(user)
+        self._known = keys is not None
+        if keys is None:
+            keys = fake_keys(self._mechanism, user, self._secret, self._iterations)
+        self._keys = keys
+        self._header = scram.text_of(f"{flag},,".encode())
+        challenge = f"r={self._nonce},s={scram.text_of(keys.salt)},i={keys.iterations}"
+        self._so_far = f"{bare},{challenge}"
+        return encode(challenge.encode())
 
     def on_final(self, text: str) -> tuple[str, str]:
         """The client's proof → (user, data for `<success/>`). Raises `SaslError`, not-authorized."""
         message = _decode_text(text)
+        keys, self._keys = self._keys, None
+        without_proof, _, proof = message.rpartition(",p=")
         try:
-            self._exchange.set_client_final(message)
-            final = self._exchange.get_server_final()
-        except ScramException as problem:
-            raise SaslError("not-authorized", "Name or password is wrong.") from problem
-        if not self._known or not final.startswith("v="):
+            header, nonce = scram.fields_of(without_proof, "cr")
+            given = scram.bytes_of(proof)
+        except ScramError as problem:
+            raise SaslError("malformed-request", f"The last SCRAM message is wrong: {problem}") from problem
+        if keys is None:
+            raise SaslError("malformed-request", "The last SCRAM message came before the first.")
+        said = f"{self._so_far},{without_proof}".encode()
+        right = scram.is_proof(self._mechanism, keys, said, given)
+        if not (right and self._known and nonce == self._nonce and header == self._header):
             raise SaslError("not-authorized", "Name or password is wrong.")
-        return self._user, encode(final.encode())
-
-    @staticmethod
-    def _check_authorization(message: str) -> None:
-        """Acting for somebody else is not supported: `a=` must be absent (RFC 5802 section 7)."""
-        if message.split(",", 2)[1:2] not in ([""], []):
-            raise SaslError("invalid-authzid", "Logging in for somebody else is not supported.")
+        signature = scram.server_signature(self._mechanism, keys.server_key, said)
+        return self.user, encode(b"v=" + scram.text_of(signature).encode())
 
 
 def parse_plain(text: str) -> tuple[str, str]:
