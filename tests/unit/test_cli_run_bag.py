@@ -216,6 +216,7 @@ def ran(
         manager = Manager(clock, None, store)  # type: ignore[arg-type]
         manager.transport = switch.port(MANAGER, manager)
         manager.start(store.open(terms_of))
+        manager.on_up(MANAGER)
         client = Client(MANAGER, answer_s_max=30)
         client.attach(switch.port(USER, client))
         client.on_up(USER)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kestrel.errors import StoreError
+from kestrel.manager.access import AccessRules
 from kestrel.manager.settings import ManagerSettings
 from kestrel.ports import CommitFailed, Show
 from kestrel.protocol import codec
@@ -221,7 +222,7 @@ def test_a_second_cancellation_touches_nothing(rig: Rig):
 
 
 def test_only_an_administrator_drains_others_workers():
-    rig = Rig(replace(SETTINGS, admins=frozenset({"root@example.org"})))
+    rig = Rig(replace(SETTINGS, access=AccessRules.of(admins=("root@example.org",))))
     rig.join(cores=1)
     assert rig.ask(m.Drain(worker=WORKER)).code == "not_admin"
     assert rig.ask(m.Drain(worker=WORKER), sender="root@example.org/x").changed == 1

@@ -7,6 +7,7 @@ import base64
 import pytest
 
 from kestrel.errors import StoreError
+from kestrel.manager.access import AccessRules
 from kestrel.manager.settings import ManagerSettings
 from kestrel.ports import CommitFailed, Show
 from kestrel.protocol import messages as m
@@ -184,7 +185,7 @@ def test_watchers_are_told_of_changes_and_of_the_end(rig: Rig):
 
 
 def test_only_the_owner_or_an_administrator_may_cancel():
-    rig = Rig(ManagerSettings(admins=frozenset({"root@example.org"})))
+    rig = Rig(ManagerSettings(access=AccessRules.of(admins=("root@example.org",))))
     rig.ask(m.Job(command="true", queue=3))
     refused = rig.ask(m.Cancel(job=1), sender="eve@example.org/x")
     assert refused.code == "not_owner"

@@ -9,6 +9,7 @@ import pytest
 from kestrel.core import events as ev
 from kestrel.core.model import SchedulerSettings
 from kestrel.errors import StoreError
+from kestrel.manager.access import AccessRules
 from kestrel.manager.settings import ManagerSettings
 from kestrel.ports import Show
 from kestrel.protocol import messages as m
@@ -16,6 +17,7 @@ from parts.manager import USER, WORKER, Rig
 
 OTHER = "w2@example.org/worker"
 SETTINGS = ManagerSettings(scheduler=replace(SchedulerSettings(), settle_s=30.0), tick_s=0.5)
+ADMINISTRATED = replace(SETTINGS, access=AccessRules.of(admins=("ann@example.org",)))
 
 
 @pytest.fixture
@@ -176,7 +178,11 @@ class TestReturn:
 
 
 class TestDrain:
-    """What a user drains stays drained."""
+    """What an administrator drains stays drained."""
+
+    @pytest.fixture
+    def rig(self) -> Rig:
+        return Rig(ADMINISTRATED)
 
     def test_a_drain_outlasts_the_worker_and_the_manager_until_it_is_taken_back(self, rig: Rig):
         rig.join(cores=1)
@@ -224,7 +230,7 @@ class TestDrain:
         assert len(written) == 1
 
     def test_drains_are_bounded(self):
-        rig = Rig(replace(SETTINGS, drained_max=1))
+        rig = Rig(replace(ADMINISTRATED, drained_max=1))
         rig.join(cores=1)
         rig.join(OTHER, cores=1)
         rig.ask(m.Drain(worker=WORKER))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
 from kestrel.errors import EnvironmentProblem, KestrelError
+from kestrel.manager.access import AccessRules, home_of
 from kestrel.manager.leadership import LeaseSettings
 from kestrel.manager.service import ManagerService, StreamMaker, run_until
 from kestrel.manager.settings import ManagerSettings
@@ -47,9 +48,10 @@ class Candidate:
 class States:
     """Tells people and programs what the manager is, each change once."""
 
-    def __init__(self, out: Output, pool: str) -> None:
+    def __init__(self, out: Output, pool: str, rules: AccessRules) -> None:
         self._out = out
         self._pool = pool
+        self._rules = rules
         self._told = ""
         self.settled = False
         """Whether it has stood by or been active: then what is said of the places is right."""
@@ -67,7 +69,8 @@ class States:
         """It is up."""
         self._told = "active"
         self.settled = True
-        self._out.event({"state": "active", "pool": self._pool, "address": address, "epoch": epoch})
+        access = {"access": self._rules.as_words(home_of(address))}
+        self._out.event({"state": "active", "pool": self._pool, "address": address, "epoch": epoch, **access})
         self._out.line(f"The manager of pool {self._pool!r} is up as {address}.")
 
     def replaced(self) -> None:
@@ -90,7 +93,7 @@ async def serve_until_stopped(candidate: Candidate, out: Output) -> None:
     """
     stopped = asyncio.Event()
     on_stop_signals(stopped.set)
-    states = States(out, candidate.settings.pool)
+    states = States(out, candidate.settings.pool, candidate.settings.access)
     short_lives = 0
     while not stopped.is_set():
         loop = asyncio.get_running_loop()

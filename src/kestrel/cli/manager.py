@@ -13,10 +13,11 @@ from kestrel.cli.hosting import store_option, warn_of_password
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.options import duration
 from kestrel.cli.output import Output
+from kestrel.cli.policy import Policy, policy_options
 from kestrel.config import PoolAccess, data_home, pool_access_path, private_directory
 from kestrel.errors import KestrelError, UsageError
+from kestrel.manager.access import home_of
 from kestrel.manager.leadership import LeaseSettings
-from kestrel.manager.settings import ManagerSettings
 from kestrel.store.places import is_database
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.client import XmppClient
@@ -75,13 +76,7 @@ RETRY_S_MAX = 2.0
     type=click.Path(path_type=Path, file_okay=False),
     help="Where jobs are kept without --store.  [default: ~/.local/share/kestrel/POOL]",
 )
-@click.option(
-    "--admin",
-    "admins",
-    multiple=True,
-    metavar="JID",
-    help="May touch everybody's jobs.  [default: the account with which commands here reach the pool]",
-)
+@policy_options
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per change of state.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens on standard error.")
 def manager(
@@ -96,7 +91,7 @@ def manager(
     standby: bool | None,
     lease: float,
     directory: Path | None,
-    admins: tuple[str, ...],
+    policy: Policy,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -121,7 +116,8 @@ def manager(
     out = Output("json" if as_json else "table")
     warn_of_password(out, place)
     place = place or str(private_directory(directory or data_home() / pool) / "store.db")
-    names = admins or _admins_here(pool, str(JID.parse(domain or jid or "").bare))
+    address = str(JID.parse(domain or jid or "").bare)
+    settings = policy.settings(pool, owners=() if policy.rules.admins else _admins_here(pool, address))
     session = SessionSettings(retry_s_max=RETRY_S_MAX)
 
     def make_stream(link: XmppLink) -> XmppStream:
@@ -149,11 +145,12 @@ def manager(
 
     candidate = Candidate(
         place=place,
-        settings=ManagerSettings(pool=pool, admins=frozenset(str(JID.parse(name).bare) for name in names)),
+        settings=settings,
         make_stream=make_stream,
         lease=LeaseSettings.of(lease),
         standby=is_database(place) if standby is None else standby,
     )
+    out.line(settings.access.sentence(home_of(address)))
     asyncio.run(serve_until_stopped(candidate, out))
 
 

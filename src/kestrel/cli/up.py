@@ -11,11 +11,11 @@ import click
 from kestrel.cli.hosting import hosting_options, pool_words, store_option, warn_of_password
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
+from kestrel.cli.policy import Policy, policy_options
 from kestrel.cli.signals import on_stop_signals
 from kestrel.config import Via, data_home, pool_access_path
 from kestrel.local.host import HostSettings, PoolHost
 from kestrel.manager.service import ManagerService, run_until
-from kestrel.manager.settings import ManagerSettings
 
 log = logging.getLogger("kestrel.up")
 
@@ -23,6 +23,7 @@ log = logging.getLogger("kestrel.up")
 @click.command()
 @hosting_options
 @store_option
+@policy_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the pool is up.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens on standard error.")
 def up(
@@ -36,6 +37,7 @@ def up(
     uses: int,
     expires: float,
     place: str | None,
+    policy: Policy,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -61,7 +63,7 @@ def up(
         via=via,
         port=port,
         store=place or "",
-        manager=ManagerSettings(pool=pool, admins=frozenset({f"admin@{domain.lower()}"})),
+        manager=policy.settings(pool, owners=(f"admin@{domain.lower()}",)),
     )
 
     async def serve() -> None:

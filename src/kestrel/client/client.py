@@ -42,8 +42,9 @@ UNANSWERED_S = 5.0
 """After so long it is said what an answer is waited for."""
 RETURN_S = 10.0
 """So long after a manager's return its workers may still be on their way back."""
-NOT_NOW = frozenset(("going", "busy"))
-"""Refusals that are no answer: the manager is leaving, or has too much to do. The request is repeated."""
+NOT_NOW = frozenset(("going", "busy", "rate"))
+"""Refusals that are no answer: the manager is leaving, has too much to do, or has heard too much from us at
+once. The request is repeated."""
 UNCERTAIN = NOT_NOW | {"no_answer", "closed"}
 """After these, and while the store fails, nobody knows whether a submission was, or will be, accepted."""
 STORE_FAILS = "store"

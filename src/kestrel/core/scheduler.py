@@ -48,6 +48,7 @@ class Scheduler:
         self._outcomes = Outcomes(self._books)
         self._dispatch = Dispatch(self._books)
         self._refused: set[WorkerId] = set()
+        self._accused: dict[WorkerId, int] = {}
 
     def handle(self, events: Sequence[ev.Event], now: float) -> list[fx.Effect]:
         """Apply all events, then hand out work once. `now`: monotonic seconds.
@@ -68,6 +69,7 @@ class Scheduler:
         elif gap_s > books.settings.standstill_s:
             books.settling.extend(gap_s - books.settings.standstill_s)
         self._refused.clear()
+        self._accused.clear()
         time_passed = False
         for event in events:
             if isinstance(event, ev.TimePassed):
@@ -191,11 +193,15 @@ class Scheduler:
 
     def _on_attempts_reported(self, event: ev.AttemptsReported) -> None:
         worker = self._known(event.worker)
+        refused = self._books.strays.refused
         if worker is not None:
             self._outcomes.report(worker, event.outcomes)
         else:
             for outcome in event.outcomes:
                 self._outcomes.stray(event.worker, outcome)
+        refused = self._books.strays.refused - refused
+        if refused:
+            self._accused[event.worker] = self._accused.get(event.worker, 0) + refused
         self._books.effects.append(fx.AcknowledgeReport(event.worker, event.number))
 
     def _on_attempts_revoked(self, event: ev.AttemptsRevoked) -> None:
@@ -355,6 +361,11 @@ class Scheduler:
     def strays(self) -> Strays:
         """Reports that did not come from the attempt that was waited for."""
         return self._books.strays
+
+    def accused(self) -> dict[WorkerId, int]:
+        """Who told in the last `handle` of attempts that it was never given, and of how many. They changed
+        nothing; they are counted in `strays().refused`, too."""
+        return dict(self._accused)
 
     def next_wake(self, now: float) -> float | None:
         """When `TimePassed` should come next at the latest; None: nothing is waited for.

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kestrel.manager")
 
+COUNT_S = 0.5
+"""A user's tasks that have ended are not counted more often."""
+
 
 class JobBooks:
     """All jobs that one manager knows."""
@@ -34,6 +37,9 @@ class JobBooks:
         self.submissions: dict[tuple[str, str], JobId] = {}
         self.load = books.Load()
         self.next_job: JobId = 1
+        self._ended: dict[str, tuple[float, int]] = {}
+        """When the tasks that have ended were counted, and how many they were, of users with so many that it
+        matters."""
         self._announce_due: TimerHandle | None = None
         self._changed: dict[JobId, None] = {}
         self._watched: dict[JobId, None] = {}
@@ -54,7 +60,7 @@ class JobBooks:
         record = entry.record
         self.entries[record.job] = entry
         if not entry.ended:
-            self.load.enter(record.user, entry.size)
+            self.load.enter(record.user, record.job, entry.size)
         if record.submission:
             self.submissions[(record.user, record.submission)] = record.job
 
@@ -73,8 +79,14 @@ class JobBooks:
             open=False,
         )
         entry.open = False
-        self.load.leave(entry.record.user, entry.size)
+        self._leave(entry.record.user, effect.job, entry.size)
         unit.tells.append(lambda: self._job_gone(effect.job, entry))
+
+    def _leave(self, user: str, job: JobId, size: int) -> None:
+        self.load.leave(user, job, size)
+        at, ended = self._ended.pop(user, (0.0, 0))
+        if ended > size:  # of those that were counted, `size` may have been of this job
+            self._ended[user] = at, ended - size
 
     def _job_gone(self, job: JobId, entry: JobEntry) -> None:
         entry.ended = True
@@ -86,8 +98,30 @@ class JobBooks:
         self.manager.scheduler.forget(job)
         self.job_changed(job)
         log.info("job_ended", extra={"job": job, "state": entry.record.state.value})
-        if entry.notify:
+        if entry.notify and self.manager.access.may(entry.notify, "user") is None:
             self.manager.transport.say(bare(entry.notify), answer_as_words(m.Event(job=self.job_info(job))))
+
+    def unfinished(self, user: str, enough: int) -> int:
+        """How many tasks of this user are queued or running; not exact if it is `enough` or less.
+
+        Cheap until then. What a look at all jobs of a user found is kept for `COUNT_S`: it can only shrink.
+        """
+        total = self.load.tasks_of.get(user, 0)
+        if total <= enough:
+            return total
+        now = self.manager.clock.now()
+        at, ended = self._ended.get(user, (0.0, 0))
+        if now - at > COUNT_S or user not in self._ended:
+            ended = sum(self._ended_tasks(job) for job in self.load.jobs[user])
+            self._ended[user] = now, ended
+        return total - ended
+
+    def _ended_tasks(self, job: JobId) -> int:
+        scheduler = self.manager.scheduler
+        if not scheduler.has_job(job):
+            return 0  # it is about to begin
+        counts = scheduler.counts(job)
+        return counts.completed + counts.failed + counts.cancelled + counts.timeout + counts.node_fail
 
     def job_info(self, job: JobId) -> m.JobInfo:
         """The job at a glance; `job` must be known."""
@@ -131,7 +165,7 @@ class JobBooks:
         if entry is None:
             return
         if entry.waiters:
-            self.manager._requests.questions.wake(job, entry, self.manager._inbox)
+            self.manager.requests.questions.wake(job, entry, self.manager._inbox)
             self.manager._flush_soon()
         if entry.watchers:
             self._changed[job] = None

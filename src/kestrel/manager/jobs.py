@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from kestrel.core.addresses import Pattern
-from kestrel.core.model import JobCounts, JobState, JobTerms, fold_tags
+from kestrel.core.model import JobCounts, JobId, JobState, JobTerms, fold_tags
 from kestrel.errors import UsageError
+from kestrel.manager.meant import patterns_of
 from kestrel.manager.words import Manner
 from kestrel.ports import JobRecord
 from kestrel.protocol import messages as m
 from kestrel.protocol.placeholders import has_placeholder, simplify, with_argument, with_index
 
 COMMAND_CHARS_SHOWN = 1000
+WORKERS_FIELD = "job: `workers`"
 
 _job_decoder = msgspec.json.Decoder(m.Job)
 
@@ -62,32 +63,36 @@ class JobEntry:
     def spec(self) -> m.TaskSpec:
         """What workers are told."""
         if self._spec is None:
-            self._spec = spec_of(self.message)
+            self._spec = spec_of(self.message, self.record.user)
         return self._spec
 
 
 @dataclass(slots=True)
 class Load:
-    """What has not ended: jobs of each user, and all tasks."""
+    """What has not ended: jobs of each user, and their tasks."""
 
-    jobs: dict[str, int] = field(default_factory=dict)
+    jobs: dict[str, dict[JobId, None]] = field(default_factory=dict)
+    tasks_of: dict[str, int] = field(default_factory=dict)
+    """Tasks of each user's jobs; those that have ended themselves are among them."""
     tasks: int = 0
 
-    def enter(self, user: str, size: int) -> None:
+    def enter(self, user: str, job: JobId, size: int) -> None:
         """One more job."""
-        self.jobs[user] = self.jobs.get(user, 0) + 1
-        self.tasks += size
+        self.jobs.setdefault(user, {})[job] = None
+        self.grow(user, size)
 
-    def grow(self, count: int) -> None:
+    def grow(self, user: str, count: int) -> None:
         """More tasks for a job."""
         self.tasks += count
+        self.tasks_of[user] = self.tasks_of.get(user, 0) + count
 
-    def leave(self, user: str, size: int) -> None:
+    def leave(self, user: str, job: JobId, size: int) -> None:
         """A job has ended."""
         self.tasks -= size
-        self.jobs[user] -= 1
+        self.tasks_of[user] -= size
+        del self.jobs[user][job]
         if not self.jobs[user]:
-            del self.jobs[user]
+            del self.jobs[user], self.tasks_of[user]
 
 
 @dataclass(slots=True)
@@ -115,7 +120,7 @@ def terms(message: m.Job, user: str) -> JobTerms:
         priority=message.priority,
         retries=message.retries,
         restart=message.restart == "always",
-        workers=tuple(Pattern.parse(text) for text in message.workers),
+        workers=patterns_of(message.workers, WORKERS_FIELD),
     )
 
 
@@ -138,6 +143,7 @@ def check(message: m.Job) -> None:
         )
     if message.args is not None and not message.args and not message.open:
         raise UsageError("job: `args` is empty, so there is nothing to do")
+    patterns_of(message.workers, WORKERS_FIELD)
 
 
 def normal(message: m.Job) -> m.Job:
@@ -147,7 +153,7 @@ def normal(message: m.Job) -> m.Job:
     return message
 
 
-def spec_of(message: m.Job) -> m.TaskSpec:
+def spec_of(message: m.Job, user: str = "") -> m.TaskSpec:
     """What workers are told: index or argument appended, shell left out where it is not needed."""
     return m.TaskSpec(
         command=_completed(message.command, message),
@@ -157,6 +163,7 @@ def spec_of(message: m.Job) -> m.TaskSpec:
         time_limit_s=message.time_limit_s,
         slots=message.slots,
         name=message.name,
+        user=user,
     )
 
 

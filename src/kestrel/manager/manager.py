@@ -17,16 +17,19 @@ from collections.abc import Callable
 from kestrel.core import events as ev
 from kestrel.core.model import WorkerId
 from kestrel.core.scheduler import Scheduler
-from kestrel.errors import KestrelError, StoreError
+from kestrel.errors import StoreError
 from kestrel.manager import jobs
+from kestrel.manager.access import Access
 from kestrel.manager.carrying import Carrier
 from kestrel.manager.intake import outcome_of
 from kestrel.manager.jobbooks import JobBooks
+from kestrel.manager.reception import Reception
+from kestrel.manager.refusals import Refusals
 from kestrel.manager.requests import Requests
 from kestrel.manager.roster import Roster
 from kestrel.manager.settings import ManagerSettings
 from kestrel.manager.unit import Request, Tell, Unit
-from kestrel.manager.words import Manner, answer_as_words, command_from_words, manner_of
+from kestrel.manager.words import Manner, answer_as_words
 from kestrel.ports import (
     Clock,
     CommitDone,
@@ -44,8 +47,11 @@ from kestrel.xmpp.jid import bare
 log = logging.getLogger("kestrel.manager")
 
 
+COUNTERS = ("messages", "bad_messages", "duplicates", "dropped", "refused", "foreign_reports")
+
+
 class Manager:
-    """Implements `TransportEvents`. Everything happens on the thread that calls it."""
+    """Implements `TransportEvents` and `RoleEvents`. Everything happens on the thread that calls it."""
 
     def __init__(
         self,
@@ -61,6 +67,12 @@ class Manager:
         self.transport = transport
         self.store = store
         self.settings = settings or ManagerSettings()
+        self.access = Access(
+            self.settings.access,
+            self.settings.role_authority,
+            roles_max=self.settings.roles_max,
+            cached_max=self.settings.greeted_max,
+        )
         self.books = JobBooks(self)
         self.jobs = self.books.entries
         self.roster = Roster(self)
@@ -68,7 +80,8 @@ class Manager:
         self.epoch = 0
         self.address = ""
         self.store_problem: StoreError | None = None
-        self.counters = {"messages": 0, "bad_messages": 0, "duplicates": 0, "dropped": 0}
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.refusals = Refusals(self)
         self.on_failed: Callable[[Exception], None] | None = None
         """Told once when the manager cannot go on."""
         self._lapsed = lapsed
@@ -86,7 +99,9 @@ class Manager:
         self._tick_due: TimerHandle | None = None
         self._retry_due: TimerHandle | None = None
         self._carrier = Carrier(self)
-        self._requests = Requests(self)
+        self.requests = Requests(self)
+        self.outputs = self.requests.outputs
+        self.reception = Reception(self)
         self._closed = False
 
     # --- life ---------------------------------------------------------------------------------------
@@ -139,7 +154,7 @@ class Manager:
         if self._untold:
             self.resume()
         if not self._closed and self.epoch and not self.is_lapsed:
-            self._requests.farewell(self._inbox, self._unit)
+            self.requests.farewell(self._inbox, self._unit)
             self.roster.farewell()
         self._end()
 
@@ -163,6 +178,7 @@ class Manager:
     def on_up(self, address: str) -> None:
         """The manager's own connection is there (again): users come by themselves, workers are called."""
         self.address = address
+        self.access.live_at(address)
         self._deaf = False
         log.info("manager_up", extra={"address": address})
         if not self._closed:
@@ -179,12 +195,12 @@ class Manager:
         log.warning("manager_down", extra={"reason": reason})
 
     def on_available(self, sender: str, show: Show, status: str) -> None:
-        if not self._closed:
+        if not self._closed and self.access.admits(sender):
             self.roster.available(sender, show)
 
     def on_unavailable(self, sender: str, reason: str) -> None:
-        if not self._closed:
-            self._requests.questions.forget_sender(sender)
+        if not self._closed and (self.access.admits(sender) or self.roster.is_known(sender)):
+            self.requests.questions.forget_sender(sender)
             self.roster.unavailable(sender, reason)
 
     def on_heard(self, sender: str) -> None:
@@ -192,25 +208,27 @@ class Manager:
             self.roster.heard(sender)
 
     def on_message(self, sender: str, payload: bytes, chat: bool) -> None:
-        if self._closed:
+        if not self._closed:
+            self.reception.receive(sender, payload, chat)
+
+    # --- who may what ---------------------------------------------------------------------------------
+
+    @property
+    def role_authority(self) -> str:
+        """Domain of the server that is believed when it tells roles."""
+        return self.access.authority
+
+    def on_role(self, jid: str, role: str) -> None:
+        """Who had more rights before loses what it had by them, at once."""
+        if self._closed or not self.access.tell(jid, role):
             return
-        self.counters["messages"] += 1
-        self.roster.wrote(sender)
-        manner = manner_of(payload, chat)
-        try:
-            message: m.ToManager
-            if manner is Manner.WORDS:
-                message = command_from_words(payload.decode("utf-8", "replace"))
-            else:
-                message = codec.decode_to_manager(payload)
-            self._take(sender, manner, message)
-        except codec.ProtocolError as problem:
-            self.counters["bad_messages"] += 1
-            log.warning("bad_message", extra={"sender": sender, "code": problem.code, "text": problem.text})
-            self._reply_now(sender, manner, problem.as_message())
-        except KestrelError as problem:
-            error = m.Error(code=problem.code, text=problem.text, hint=problem.hint)
-            self._reply_now(sender, manner, error)
+        log.info("role_changed", extra={"jid": jid, "role": role})
+        self.roster.dismiss(jid)
+        self.requests.dismiss(jid)
+
+    def admits(self, address: str) -> bool:
+        """Whether this address may know of us: others get no answer to what asks for our presence."""
+        return self.access.admits(address)
 
     # --- sending --------------------------------------------------------------------------------------
 
@@ -243,42 +261,35 @@ class Manager:
         else:
             self.counters["dropped"] += 1
 
-    def _reply_now(self, to: str, manner: Manner, message: m.Message) -> None:
+    def reply_now(self, to: str, manner: Manner, message: m.Message) -> None:
+        """Answer in kind, without waiting for a unit to be stored."""
         self.tell_now(lambda: self.reply(to, manner, message))
 
     # --- taking messages in ---------------------------------------------------------------------------
 
-    def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
-        if isinstance(message, m.WorkerToManager) and self._is_overfull():
-            # Left out: it keeps its results, and is asked to introduce itself again when there is room.
-            self.counters["dropped"] += 1
-            if len(self.roster.overheard) < self.settings.workers_max:
-                self.roster.overheard[sender] = None
-        elif isinstance(message, m.Report):
-            self.post(
-                ev.AttemptsReported(
-                    sender, message.n, [outcome_of(r, self.settings.tail_bytes) for r in message.attempts]
-                )
-            )
-        elif isinstance(message, m.Revoked):
-            self.post(ev.AttemptsRevoked(sender, message.job, message.attempts))
-        elif isinstance(message, m.Profile):
-            self.roster.join(sender, manner, message)
-        elif isinstance(message, m.OutputPart):
-            self.post(ev.WorkerHeard(sender))
-            self.tell_now(lambda: self._requests.outputs.relay_answer(sender, message))
-        elif isinstance(message, m.Error):
-            self.tell_now(lambda: self._requests.outputs.relay_error(sender, message))
-        elif self._is_overfull():
-            self.counters["dropped"] += 1
-            error = m.Error(re=message.id, code="busy", text="the manager is overloaded", hint="try again")
-            self._reply_now(sender, manner, error)
-        else:
-            self._inbox.append((sender, manner, message))
-            self._flush_soon()
-
-    def _is_overfull(self) -> bool:
+    @property
+    def is_overfull(self) -> bool:
+        """Whether nothing more is taken in for now."""
         return len(self._inbox) >= self.settings.inbox_max
+
+    def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
+        """A message of somebody who may send it. Raises `UsageError` for a worker that cannot come in."""
+        match message:
+            case m.Report():
+                outcomes = [outcome_of(r, self.settings.tail_bytes) for r in message.attempts]
+                self.post(ev.AttemptsReported(sender, message.n, outcomes))
+            case m.Revoked():
+                self.post(ev.AttemptsRevoked(sender, message.job, message.attempts))
+            case m.Profile():
+                self.roster.join(sender, manner, message)
+            case m.OutputPart():
+                self.post(ev.WorkerHeard(sender))
+                self.tell_now(lambda: self.outputs.relay_answer(sender, message))
+            case m.Error():
+                self.tell_now(lambda: self.outputs.relay_error(sender, message))
+            case _:
+                self._inbox.append((sender, manner, message))
+                self._flush_soon()
 
     def is_drained(self, worker: WorkerId) -> bool:
         """Whether the worker gets no more tasks, for whichever reason."""
@@ -299,7 +310,7 @@ class Manager:
         self._tick_due = self.clock.call_later(self.settings.tick_s, self._tick)
         self._time_waiting = not self._deaf
         if not self.is_lapsed:
-            self._requests.questions.expire()
+            self.requests.questions.expire()
             self.roster.tick()
             if self._time_waiting or self._inbox:
                 self._flush_soon()
@@ -329,8 +340,10 @@ class Manager:
         unit = Unit()
         events: list[ev.Event] = []
         for item in inbox:
-            if isinstance(item, tuple):
-                changing = self._requests.change(item, unit, events)
+            if isinstance(item, tuple) and self.access.may(item[0], "user") is not None:
+                self.reception.turn_back(item)  # it has lost its role meanwhile
+            elif isinstance(item, tuple):
+                changing = self.requests.change(item, unit, events)
                 (unit.asked if changing else unit.questions).append(item)
             elif isinstance(item, ev.WorkerDrained):  # a user may have wished otherwise before it
                 events.append(ev.WorkerDrained(item.worker, self.is_drained(item.worker)))
@@ -342,10 +355,17 @@ class Manager:
             self._time_waiting = False
             events.append(ev.TimePassed())
         effects = self.scheduler.handle(events, self.clock.now())
+        self._note_foreign_reports()
         self._carrier.carry_out(effects, unit)
         for request in unit.questions:
-            self._requests.questions.answer(request, unit)
+            self.requests.questions.answer(request, unit)
         self._commit(unit)
+
+    def _note_foreign_reports(self) -> None:
+        """Workers that told of attempts which they were never given changed nothing, and are named."""
+        for worker, count in self.scheduler.accused().items():
+            self.counters["foreign_reports"] += count
+            self.refusals.note(worker, "foreign_report", f"{count} attempts that it was never given")
 
     def _commit(self, unit: Unit) -> None:
         """Store it, or try again to; what needs no store is told at once."""
@@ -387,8 +407,8 @@ class Manager:
         self.store_problem = problem
         if first:
             log.error("store_unavailable", extra={"problem": str(problem)})
-            self._requests.tell_of_delay(unit)
-        self._requests.refuse_while_store_fails(self._inbox)
+            self.requests.tell_of_delay(unit)
+        self.requests.refuse_while_store_fails(self._inbox)
         self._retry_due = self.clock.call_later(self.settings.store_retry_s, lambda: self._commit(unit))
 
     def _tell(self, unit: Unit) -> None:

@@ -6,18 +6,18 @@ the unit is stored, but for answers that hold no state (nobody waits any longer)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kestrel.core import events as ev
 from kestrel.core.model import JobId, TaskIndex, TaskState
-from kestrel.core.pool import WorkerView
 from kestrel.errors import KestrelError, UsageError
-from kestrel.manager.answers import known, named, refusal, tell
+from kestrel.manager.answers import known, may_touch, named, owned, refusal, tell
 from kestrel.manager.intake import WORD_BYTES_MAX
 from kestrel.manager.jobs import JobEntry, Waiter
 from kestrel.manager.outputs import Outputs
+from kestrel.manager.poolview import pool_status
 from kestrel.manager.unit import Request, Unit
 from kestrel.manager.words import HELP, Manner
 from kestrel.ports import ReadResults, ReadTaskRange, ReadTaskResults
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 ANSWER_HEAD_BYTES = 8000
 """Room in an answer for everything but its list."""
-REASON_CHARS_SHOWN = 200
 STORY_LINES_MAX = 200
 """Latest entries of a task's story that an answer holds."""
 STATE_WORDS = {state: state.name for state in TaskState}
@@ -57,11 +56,11 @@ class Questions:
                 case m.ListTasks():
                     self._list_tasks(request, message, unit)
                 case m.Output():
-                    self.outputs.answer(request, message, known(self.manager, message.job), unit)
+                    self.outputs.answer(request, message, owned(self.manager, sender, message.job), unit)
                 case m.Watch():
                     self._watch(request, message, unit)
                 case m.Pool():
-                    tell(self.manager, unit, request, self._pool(message))
+                    tell(self.manager, unit, request, pool_status(self.manager, message))
                 case m.Explain():
                     self._explain(request, message, unit)
                 case m.Help():
@@ -69,12 +68,12 @@ class Questions:
                 case _:
                     raise UsageError(f"cannot answer {type(message).__name__}")
         except KestrelError as problem:
-            tell(self.manager, unit, request, refusal(message, problem))
+            tell(self.manager, unit, request, refusal(self.manager, sender, message, problem))
 
     def _status(self, sender: str, message: m.Status) -> m.JobStatus:
         manager = self.manager
         if message.job is not None:
-            known(self.manager, message.job)
+            owned(manager, sender, message.job)
             numbers = [message.job]
         else:
             user = bare(sender)
@@ -84,6 +83,8 @@ class Questions:
         room = manager.settings.stanza_bytes_max // 2
         for job in reversed(numbers):
             info = manager.books.job_info(job)
+            if not may_touch(manager, sender, manager.jobs[job]):
+                info = msgspec.structs.replace(info, name="", command="")
             room -= 1 + codec.wire_size(msgspec.json.encode(info))
             if room < 0:
                 break
@@ -91,73 +92,9 @@ class Questions:
         jobs.reverse()
         return m.JobStatus(re=message.id, jobs=jobs, workers=workers, slots=slots, busy=busy)
 
-    def _pool(self, message: m.Pool) -> m.PoolStatus:
-        manager = self.manager
-        views = manager.scheduler.workers()
-        infos: list[m.WorkerInfo] = []
-        room = manager.settings.stanza_bytes_max * 3 // 4
-        for worker, view in views.items():
-            info = self._worker_info(worker, view)
-            room -= 1 + codec.wire_size(msgspec.json.encode(info))
-            if len(infos) == message.limit or room < 0:
-                break
-            infos.append(info)
-        now, wall = manager.clock.now(), manager.clock.wall()
-        lost = [
-            m.LostWorker(
-                worker=w.worker,
-                lost=wall - (now - w.at),
-                reason=w.reason[:REASON_CHARS_SHOWN],
-                requeued=w.requeued,
-            )
-            for w in manager.scheduler.lost_workers()
-        ]
-        lost += [
-            m.LostWorker(worker=worker, lost=at, reason=reason[:REASON_CHARS_SHOWN])
-            for worker, (at, reason) in manager.roster.refused.items()
-        ]
-        return m.PoolStatus(
-            re=message.id,
-            pool=manager.settings.pool,
-            epoch=manager.epoch,
-            workers=infos,
-            count=len(views),
-            lost=lost[-20:],
-        )
-
-    def _worker_info(self, worker: str, view: WorkerView) -> m.WorkerInfo:
-        manager = self.manager
-        entry = manager.workers[worker]
-        profile = entry.profile
-        state: Literal["idle", "busy", "full", "draining", "quarantined"] = "busy"
-        if view.drained:
-            state = "draining"
-        elif view.quarantined:
-            state = "quarantined"
-        elif not view.in_hand:
-            state = "idle"
-        elif view.used >= view.slots:
-            state = "full"
-        return m.WorkerInfo(
-            worker=worker,
-            state=state,
-            os=profile.os,
-            arch=profile.arch,
-            hostname=profile.hostname,
-            ram=profile.ram,
-            cores=profile.cores,
-            slots=view.slots,
-            running=view.in_hand,
-            completed=view.completed,
-            failed=view.failed,
-            provides=profile.provides,
-            joined=entry.joined,
-            version=profile.version,
-        )
-
     def _explain(self, request: Request, message: m.Explain, unit: Unit) -> None:
         manager = self.manager
-        entry = known(self.manager, message.job)
+        entry = owned(self.manager, request[0], message.job)
         if message.task is not None and message.task >= entry.size:
             raise UsageError(f"job {message.job} has no task {message.task}: it has {entry.size}")
         if entry.ended or not manager.scheduler.has_job(message.job):
@@ -201,7 +138,7 @@ class Questions:
 
     def _watch(self, request: Request, message: m.Watch, unit: Unit) -> None:
         sender, manner, _ = request
-        entry = known(self.manager, message.job)
+        entry = owned(self.manager, sender, message.job)
         if message.stop:
             self.manager.books.unwatch(message.job, sender)
         elif (
@@ -221,7 +158,7 @@ class Questions:
 
     def _results(self, request: Request, message: m.Results, unit: Unit) -> None:
         sender, manner, _ = request
-        entry = known(self.manager, message.job)
+        entry = owned(self.manager, sender, message.job)
         if message.tasks.strip():
             chosen = named(self.manager, message.tasks, entry.size)
             tasks = chosen[message.after :][: message.limit]
@@ -310,7 +247,7 @@ class Questions:
         self._keep_waiters(job, entry, still)
 
     def _list_tasks(self, request: Request, message: m.ListTasks, unit: Unit) -> None:
-        known(self.manager, message.job)
+        owned(self.manager, request[0], message.job)
         wanted = {s.upper() for s in message.states}
         unknown = wanted - set(STATE_WORDS.values())
         if unknown:
@@ -388,6 +325,32 @@ class Questions:
         """Who waits for results or for a worker's output."""
         waiting = [w for job in self._waiting for w in self.manager.jobs[job].waiters]
         return [*((w.sender, w.manner, w.request) for w in waiting), *self.outputs.unanswered()]
+
+    def dismiss(self, jid: str) -> None:
+        """This account has other rights now: it waits no more for what it may not have."""
+        manager = self.manager
+        text, hint = "you may not see this job any more", "ask an administrator of the pool"
+
+        def end(sender: str, manner: Manner, re: str) -> None:
+            error = m.Error(re=re, code="not_allowed", text=text, hint=hint)
+            manager.reply_now(sender, manner, error)
+
+        for job in list(self._waiting):
+            entry = manager.jobs[job]
+            lost = [
+                w for w in entry.waiters if bare(w.sender) == jid and not may_touch(manager, w.sender, entry)
+            ]
+            if lost:
+                self._keep_waiters(job, entry, [w for w in entry.waiters if w not in lost])
+            for waiter in lost:
+                end(waiter.sender, waiter.manner, waiter.request.id)
+        for entry in manager.books.watched():
+            for sender, manner in list(entry.watchers.items()):
+                if bare(sender) == jid and not may_touch(manager, sender, entry):
+                    manager.books.unwatch(entry.record.job, sender)
+                    end(sender, manner, "")
+        for sender, manner, request in self.outputs.drop(jid):
+            end(sender, manner, request.id)
 
     def forget_sender(self, sender: str) -> None:
         """The user left: nobody waits there any more."""

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kestrel.core import events as ev
-from kestrel.core.model import JobId, TaskState
+from kestrel.core.model import TaskState
 from kestrel.errors import KestrelError, StoreError, UsageError
 from kestrel.manager import jobs as books
-from kestrel.manager.answers import error_of, known, named, refusal, tell
+from kestrel.manager.answers import error_of, named, owned, refusal, tell
 from kestrel.manager.intake import check_parameters, check_specification
-from kestrel.manager.jobs import JobEntry
 from kestrel.manager.questions import Questions
 from kestrel.manager.unit import Request, Unit
 from kestrel.manager.words import Manner
@@ -55,7 +54,7 @@ class Requests:
                 case _:
                     return False
         except KestrelError as problem:
-            tell(self.manager, unit, request, refusal(message, problem))
+            tell(self.manager, unit, request, refusal(self.manager, sender, message, problem))
             return True
         if isinstance(message, m.Job):
             unit.tells.append(lambda: self._tell_submitted(request, accepted))
@@ -83,7 +82,7 @@ class Requests:
         books.check(message)
         message = books.normal(message)
         params = (message.args or []) if message.queue is None else None
-        check_specification(message, books.spec_of(message), manager.settings)
+        check_specification(message, books.spec_of(message, user), manager.settings)
         check_parameters(params or (), manager.settings)
         size = message.queue if message.queue is not None else len(params or ())
         self._check_load(user, size)
@@ -108,16 +107,28 @@ class Requests:
     def _check_load(self, user: str, size: int) -> None:
         """Refuse what would make the books grow without bound. Raises `UsageError`."""
         settings, load = self.manager.settings, self.manager.books.load
-        if load.jobs.get(user, 0) >= settings.jobs_open_per_user_max:
+        if len(load.jobs.get(user, ())) >= settings.jobs_open_per_user_max:
             raise UsageError(
                 f"you have {settings.jobs_open_per_user_max} jobs that have not ended",
                 hint="wait for some to end; one job with many tasks is cheaper than many jobs",
                 code="busy",
             )
-        if load.tasks + size > settings.tasks_open_max:
+        self._check_tasks(user, size)
+
+    def _check_tasks(self, user: str, count: int) -> None:
+        """Refuse so many tasks more. Raises `UsageError`."""
+        settings, books = self.manager.settings, self.manager.books
+        if books.load.tasks + count > settings.tasks_open_max:
             raise UsageError(
                 f"the pool holds {settings.tasks_open_max} unfinished tasks at most",
                 hint="wait for jobs to end, or submit fewer tasks",
+                code="busy",
+            )
+        most = settings.tasks_open_per_user_max
+        if books.unfinished(user, most - count) + count > most:
+            raise UsageError(
+                f"with these {count} tasks {user} would have more than {most} that are queued or running",
+                hint="wait for some to end, or submit fewer tasks",
                 code="busy",
             )
 
@@ -128,7 +139,7 @@ class Requests:
             raise StoreError(shortage.text, hint=shortage.hint, retry=True)
 
     def _extend(self, sender: str, message: m.Extend, unit: Unit, events: list[ev.Event]) -> m.Accepted:
-        entry = self._owned(sender, message.job)
+        entry = owned(self.manager, sender, message.job)
         params = message.args
         if message.offset > entry.size:
             raise UsageError(
@@ -143,15 +154,13 @@ class Requests:
             return m.Accepted(re=message.id, job=message.job, size=entry.size)
         if entry.size + len(params) > m.TASKS_PER_JOB_MAX:
             raise UsageError(f"a job holds at most {m.TASKS_PER_JOB_MAX} tasks", code="too_large")
-        if self.manager.books.load.tasks + len(params) > self.manager.settings.tasks_open_max:
-            raise UsageError(
-                "the pool holds too many unfinished tasks", hint="wait for jobs to end", code="busy"
-            )
+        if params:
+            self._check_tasks(entry.record.user, len(params))
         if params or message.last:
             check_parameters(params, self.manager.settings, entry.size)
             if params:
                 self._check_room()
-            self.manager.books.load.grow(len(params))
+            self.manager.books.load.grow(entry.record.user, len(params))
             unit.writes.append(AddTasks(message.job, entry.size, params, message.last))
             events.append(ev.JobExtended(message.job, len(params), message.last))
             entry.size += len(params)
@@ -159,7 +168,7 @@ class Requests:
         return m.Accepted(re=message.id, job=message.job, size=entry.size)
 
     def _cancel(self, sender: str, message: m.Cancel, unit: Unit, events: list[ev.Event]) -> m.Accepted:
-        entry = self._owned(sender, message.job)
+        entry = owned(self.manager, sender, message.job)
         scheduler = self.manager.scheduler
         if entry.cancelled and not entry.record.finished:
             return m.Accepted(re=message.id, job=message.job, size=entry.size)
@@ -189,14 +198,12 @@ class Requests:
 
     def _drain(self, sender: str, message: m.Drain, unit: Unit, events: list[ev.Event]) -> m.Accepted:
         manager = self.manager
-        admins, user = manager.settings.admins, bare(sender)
-        if admins and user not in admins and user != bare(message.worker):
-            raise UsageError(
-                "only an administrator of the pool may drain workers",
-                hint="a worker's owner can stop it where it runs",
-                code="not_admin",
-            )
-        return m.Accepted(re=message.id, changed=manager.roster.drain(message, unit, events))
+        account = None if manager.access.is_admin(sender) else bare(sender)
+        return m.Accepted(re=message.id, changed=manager.roster.drain(message, unit, events, account=account))
+
+    def dismiss(self, jid: str) -> None:
+        """This account has other rights now: what it waits for and may not have any more is not answered."""
+        self.questions.dismiss(jid)
 
     # --- trouble ---------------------------------------------------------------------------------------
 
@@ -242,19 +249,6 @@ class Requests:
         sender, manner, message = request
         text = "this manager is leaving; another one takes over or it comes back"
         self.manager.reply(sender, manner, m.Error(re=message.id, code="going", text=text, hint=hint))
-
-    # --- checks ---------------------------------------------------------------------------------------
-
-    def _owned(self, sender: str, job: JobId) -> JobEntry:
-        entry = known(self.manager, job)
-        user = bare(sender)
-        if entry.record.user != user and user not in self.manager.settings.admins:
-            raise UsageError(
-                f"job {job} belongs to {entry.record.user}",
-                hint="only its owner or an administrator may change it",
-                code="not_owner",
-            )
-        return entry
 
 
 def _alive(state: TaskState) -> bool:

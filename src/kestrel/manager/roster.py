@@ -7,15 +7,16 @@ manager's own connection, it calls the workers that should be there, so many wit
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kestrel.core import events as ev
 from kestrel.core.model import HeldByWorker, WorkerId, WorkerOffer, fold_tags
 from kestrel.errors import UsageError
 from kestrel.manager.intake import REASON_CHARS_MAX, check_profile
+from kestrel.manager.meant import meant_by, nobody, patterns_of, user_patterns_of
 from kestrel.manager.unit import Unit, WorkerEntry
 from kestrel.manager.words import Manner
 from kestrel.ports import DrainWorker, Show, StoreContent
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from kestrel.manager.manager import Manager
 
 log = logging.getLogger("kestrel.manager")
+
+USERS_FIELD = "the worker's `users`"
 
 
 class Roster:
@@ -108,6 +111,11 @@ class Roster:
         self.expected.discard(worker)
         self.manager.post(ev.WorkerLost(worker, reason))
 
+    def leave_out(self, worker: WorkerId) -> None:
+        """What it sent was not taken in: it is asked to introduce itself again when there is room."""
+        if len(self.overheard) < self.manager.settings.workers_max:
+            self.overheard[worker] = None
+
     def apologize(self) -> None:
         """Have those introduce themselves anew of whom something was left out."""
         overheard, self.overheard = self.overheard, {}
@@ -171,6 +179,10 @@ class Roster:
         """A message came."""
         self._missing.discard(sender)
 
+    def is_known(self, peer: str) -> bool:
+        """Whether anything is kept of this peer."""
+        return peer in self.entries or peer in self.greeted or peer in self.expected
+
     # --- coming and going -------------------------------------------------------------------------------
 
     def join(self, sender: str, manner: Manner, profile: m.Profile) -> None:
@@ -192,7 +204,8 @@ class Roster:
         )
         self.expected.discard(sender)
         self._absent.pop(sender, None)
-        offer = WorkerOffer(profile.slots or profile.cores, fold_tags(tuple(profile.provides)))
+        users = user_patterns_of(profile.users, USERS_FIELD)
+        offer = WorkerOffer(profile.slots or profile.cores, fold_tags(tuple(profile.provides)), users)
         held = [HeldByWorker(h.job, h.task, h.attempt) for h in profile.held]
         self.manager.post(ev.WorkerJoined(sender, offer, held))
         log.info("worker_joined", extra={"worker": sender, "slots": offer.slots, "held": len(held)})
@@ -216,6 +229,7 @@ class Roster:
                 code="older_life",
             )
         check_profile(profile, settings)
+        user_patterns_of(profile.users, USERS_FIELD)
         if sender not in self.entries and len(self.entries) >= settings.workers_max:
             raise UsageError("the pool has as many workers as this manager takes", code="busy")
 
@@ -240,6 +254,17 @@ class Roster:
             self._missing.discard(worker)
             self._paused_by_presence.discard(worker)
 
+    def dismiss(self, jid: str) -> None:
+        """This account has other rights now: its workers that may not work any more are lost at once."""
+        for worker in [w for w in (*self.entries, *self.expected) if bare(w) == jid]:
+            refusal = self.manager.access.may(worker, "worker")
+            if refusal is None:
+                continue
+            self.manager.refusals.note(worker, refusal.code, refusal.text)
+            self._give_up(worker, f"refused: {refusal.text}"[:REASON_CHARS_MAX])
+            error = m.Error(code=refusal.code, text=refusal.text, hint=refusal.hint)
+            self.manager.tell_now(partial(self.manager.send_worker, worker, error))
+
     # --- drains -----------------------------------------------------------------------------------------
 
     def _pause(self, worker: WorkerId, paused: bool) -> None:
@@ -253,11 +278,20 @@ class Roster:
         """Whether the worker gets no more tasks, for whichever reason."""
         return worker in self.drained_by_user or worker in self._paused_by_presence
 
-    def drain(self, message: m.Drain, unit: Unit, events: list[ev.Event]) -> int:
+    def drain(
+        self, message: m.Drain, unit: Unit, events: list[ev.Event], *, account: str | None = None
+    ) -> int:
         """A user's wish, which outweighs presence and lasts until it is taken back; how many workers it
-        concerns. Raises `UsageError`."""
+        concerns. Raises `UsageError`, also if one of them is not of this `account` (None: all may be)."""
         wanted = not message.undo
         names = self._named(message.worker, self.drained_by_user if message.undo else self.expected)
+        foreign = [w for w in names if account is not None and bare(w) != account]
+        if foreign:
+            raise UsageError(
+                f"only an administrator of the pool may drain {foreign[0]}",
+                hint="a worker's owner can stop it where it runs",
+                code="not_admin",
+            )
         new = [w for w in names if wanted != (w in self.drained_by_user)]
         if wanted and len(self.drained_by_user) + len(new) > self.manager.settings.drained_max:
             raise UsageError(
@@ -271,15 +305,11 @@ class Roster:
         events += [ev.WorkerDrained(w, self.is_drained(w), pardoned=message.undo) for w in names]
         return len(names)
 
-    def _named(self, name: str, others: set[WorkerId]) -> Sequence[WorkerId]:
-        """Workers by full or bare address, of those who are there and of `others`."""
+    def _named(self, text: str, others: set[WorkerId]) -> Sequence[WorkerId]:
+        """Workers that an address or a pattern means, of those who are there and of `others`."""
+        patterns = patterns_of([text], "drain: `worker`")
         names = [*self.entries, *sorted(others - self.entries.keys())]
-        found = [w for w in names if w == name or bare(w) == name]
+        found = meant_by(patterns, names)
         if not found:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-            raise UsageError(
-                f"there is no worker {name!r} in the pool",
-                hint=f"did you mean {near[0]}?" if near else "`pool` lists them",
-                code="unknown_worker",
-            )
+            raise nobody(patterns, names)
         return found

@@ -131,6 +131,8 @@ class ManagerService:
             if lapsed is not None:
                 link.mute = lapsed  # so that a server that doubts lets in who took over
             link.deliver_to(manager)
+            link.tell_roles(manager)
+            link.admits = manager.admits
             self.manager = manager
             stream = self._stream = self._make_stream(link)
             link.attach(stream)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kestrel.core.model import SchedulerSettings
+from kestrel.manager.access import AccessRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +60,41 @@ class ManagerSettings:
     inbox_max: int = 100_000
     """Messages waiting for the store; beyond it users are turned away."""
     jobs_open_per_user_max: int = 10_000
-    admins: frozenset[str] = frozenset()
-    """Bare JIDs that may touch everybody's jobs."""
+    tasks_open_per_user_max: int = 200_000_000
+    """Tasks of one user that are queued or running, or in jobs that have not ended."""
+    access: AccessRules = field(default_factory=AccessRules)
+    """Who may work, use and administrate, and who may nothing."""
+    role_authority: str = ""
+    """Domain whose server is believed when it tells the roles of its accounts; empty: the manager's own."""
+    roles_max: int = 200_000
+    """Accounts of which a told role is remembered; beyond it the oldest has none."""
+    messages_per_s: float = 1_000.0
+    """Messages of one user, with all its clients, over a longer time; 0: no limit."""
+    messages_burst: float = 5_000.0
+    """So many at once."""
+    worker_messages_per_s: float = 2_000.0
+    """Messages of one worker: even a thousand slots with tasks of a millisecond need some fifty."""
+    worker_messages_burst: float = 10_000.0
+    refusals_per_s: float = 20.0
+    """Error answers to what one account may not send; what is beyond is only counted."""
+    refusals_burst: float = 100.0
+    all_refusals_per_s: float = 500.0
+    """The same for all accounts together: a hostile server can make up as many as it likes."""
+    refusal_log_s: float = 60.0
+    """So long after a line in the log the next refusals of an account are only counted."""
+    refusal_lines_per_s: float = 20.0
+    """Lines in the log for all accounts together."""
+    refused_accounts_max: int = 10_000
+    """Accounts of which it is remembered how often they were refused."""
+
+
+TICKS_PER_LEASE = 8
+"""Leases are looked at at least so often within one."""
+PROBES_PER_LEASE = 3
+
+
+def noticing_within(settings: ManagerSettings, lost_after_s: float) -> ManagerSettings:
+    """The same, but a worker that is silent for so long is lost; it is asked after a third of it."""
+    scheduler = replace(settings.scheduler, lease_s=lost_after_s, probe_s=lost_after_s / PROBES_PER_LEASE)
+    tick_s = min(settings.tick_s, lost_after_s / TICKS_PER_LEASE)
+    return replace(settings, scheduler=scheduler, tick_s=tick_s)

@@ -10,7 +10,9 @@ import difflib
 import re
 from collections.abc import Callable
 from enum import Enum
+from typing import Any, cast
 
+from kestrel.core.addresses import PARTS
 from kestrel.errors import UsageError
 from kestrel.protocol import messages as m
 
@@ -24,11 +26,13 @@ HELP = """\
 I am a Kestrel manager. You can say:
   status            your jobs and the pool
   status 17         one job
-  pool              the workers
+  pool              the workers (pool worker*@pool: some; pool by domain: in groups,
+                    also by user or resource)
   run COMMAND       submit one task
   run COMMAND x 50  submit 50 tasks; each gets its index (0-49) appended
   results 17        how the tasks ended
   cancel 17         cancel a job (cancel 17 3-5: some of its tasks)
+  drain w1@pool     give these workers no more tasks (undrain w1@pool: tasks again)
   explain 17        why it does not run (explain 17 3: one task)
   help              this text
 Programs send JSON instead, e.g. {"type": "job", "command": "echo hello", "queue": 3}"""
@@ -105,14 +109,42 @@ def _run(rest: list[str]) -> m.UserToManager:
     return m.Job(command=" ".join(rest))
 
 
+def _pool_words(rest: list[str]) -> m.UserToManager:
+    """`pool`, `pool PATTERN…`, `pool PATTERN… by domain`."""
+    by = ""
+    if len(rest) >= 2 and rest[-2].lower() == "by":
+        by = rest[-1].lower()
+        rest = rest[:-2]
+    elif rest and rest[-1].lower() == "by":
+        raise UsageError("pool by what?", hint=f"say pool by {', pool by '.join(PARTS)}")
+    if by and by not in PARTS:
+        near = difflib.get_close_matches(by, PARTS, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else "say " + ", ".join(PARTS)
+        raise UsageError(f"workers cannot be grouped by {by!r}", hint=meant)
+    return m.Pool(workers=rest, by=cast("Any", by), limit=LINES_MAX)
+
+
+def _drain_words(undo: bool) -> Callable[[list[str]], m.UserToManager]:
+    def read(rest: list[str]) -> m.UserToManager:
+        verb = "undrain" if undo else "drain"
+        if len(rest) != 1:
+            hint = f"e.g. {verb} worker*@pool; pool lists the workers"
+            raise UsageError(f"{verb} needs one address or pattern", hint=hint)
+        return m.Drain(worker=rest[0], undo=undo)
+
+    return read
+
+
 _VERBS: dict[str, Callable[[list[str]], m.UserToManager]] = {
     "help": lambda _: m.Help(),
     "hello": lambda _: m.Help(),
     "hi": lambda _: m.Help(),
     "status": _status,
     "jobs": _status,
-    "pool": lambda _: m.Pool(limit=LINES_MAX),
-    "workers": lambda _: m.Pool(limit=LINES_MAX),
+    "pool": _pool_words,
+    "workers": _pool_words,
+    "drain": _drain_words(False),
+    "undrain": _drain_words(True),
     "cancel": _cancel,
     "explain": _explain,
     "why": _explain,
@@ -147,7 +179,7 @@ def answer_as_words(message: m.Message) -> str:
 
 def _accepted(message: m.Accepted) -> str:
     if message.job is None:
-        text = "Done."
+        text = f"Done, {_workers(message.changed)} concerned." if message.changed else "Done."
     elif message.changed:
         text = f"Job {message.job}: done, {_tasks(message.changed)} concerned."
     else:
@@ -170,7 +202,7 @@ def job_line(job: m.JobInfo) -> str:
     ):
         if count:
             parts.append(f"{count} {word}")
-    name = job.name or job.command
+    name = job.name or job.command or f"of {job.user}"
     name = name if len(name) <= 40 else name[:39] + "…"
     reason = f" ({job.reason})" if job.reason else ""
     return f"Job {job.job} ({name}): {job.state}{reason}, " + ", ".join(parts)
@@ -187,7 +219,15 @@ def _job_status(message: m.JobStatus) -> str:
 
 
 def _pool(message: m.PoolStatus) -> str:
-    lines = [f"{message.count} workers in pool {message.pool}"]
+    lines = [f"{_workers(message.count)} in pool {message.pool}"]
+    if message.groups:
+        lines += [
+            f"{g.name or '(none)'}: {_workers(g.workers)}, {g.idle} idle, {g.running} tasks in hand, "
+            f"{g.slots} slots, {g.completed} completed"
+            for g in message.groups[:LINES_MAX]
+        ]
+        missing = message.count - sum(g.workers for g in message.groups[:LINES_MAX])
+        return "\n".join([*lines, f"({_workers(missing)} in more groups)"] if missing > 0 else lines)
     lines += [
         f"{w.worker}: {w.state}, {w.running} tasks in hand, {w.slots} slots, {w.completed} completed"
         for w in message.workers[:LINES_MAX]
@@ -207,6 +247,10 @@ def _results_words(message: m.ResultPage) -> str:
     if not message.done and message.results:
         lines.append("(more results exist or will come)")
     return "\n".join(lines) or f"Job {message.job} has no results yet."
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _tasks(count: int) -> str:

@@ -98,7 +98,7 @@ class Standing:
         waiters = [w for entry in manager.jobs.values() for w in entry.waiters]
         _bound("waiting messages", "", len(manager._inbox), settings.inbox_max)
         _bound("ticks", "", sum(isinstance(item, ev.TimePassed) for item in manager._inbox), 1)
-        _bound("output requests", "", len(manager._requests.outputs._relays), settings.relays_max)
+        _bound("output requests", "", len(manager.requests.outputs._relays), settings.relays_max)
         _bound("waiting readers", "", len(waiters), settings.waiters_max)
         for job, entry in manager.jobs.items():
             _bound("watchers of job", job, len(entry.watchers), settings.watchers_per_job_max)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from kestrel.core.model import SchedulerSettings
+from kestrel.manager.access import AccessRules
 from kestrel.manager.leadership import LeaseSettings
 from kestrel.manager.settings import ManagerSettings
 from kestrel.sim.checkers import Checkers
@@ -138,7 +139,7 @@ class World:
         """Machines that can be the manager; they share address, settings and disk."""
         settings = ManagerSettings(
             scheduler=self.settings.scheduler,
-            admins=frozenset({"user0@example"}),
+            access=AccessRules.of(admins=("user0@example",)),
             store_retry_s=0.5,
             wait_s_max=10.0,
         )
