@@ -13,10 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kestrel.config import PoolAccess
+from realpool.live import LiveServer
 from realpool.networks import Machine
 from realpool.processes import Hung, Process
 
 COMMAND_S_MAX = 60.0
+READY_S_MAX = 30.0
 END_S_MAX = 3.0
 _OURS = ("KESTREL_", "XDG_")
 
@@ -55,6 +58,28 @@ class Computer:
         self.processes.append(process)
         process.start()
         return process
+
+    def start_manager(self, server: LiveServer, *options: str) -> Process:
+        """The manager of this server, as its component; returns when it is up."""
+        words = ["manager", "--component", server.component, "--host", server.host]
+        words += ["--port", str(server.component_port)]
+        words += ["--secret-file", self.secret_file("component", server.secret)]
+        manager = self.start("manager", *words, "-v", *options)
+        manager.wait_for("is up as", READY_S_MAX)
+        return manager
+
+    def start_worker(self, access: PoolAccess, *options: str) -> Process:
+        """A worker with this account, named after this computer."""
+        words = ["worker", "--jid", f"{access.jid}/{self.name}", "--manager", access.manager]
+        words += ["--password-file", self.secret_file("worker", access.password)]
+        if access.host:
+            words += ["--host", access.host, "--port", str(access.port)]
+        words += ["--fingerprint", access.fingerprint] if access.fingerprint else []
+        return self.start("worker", *words, "-v", *options)
+
+    def use(self, access: PoolAccess) -> None:
+        """With which its commands reach their pool."""
+        access.save(self.home / "config" / "kestrel" / "pools" / "default.json")
 
     def run(self, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """A `kestrel` command to its end, with `text` as its standard input."""
