@@ -1,8 +1,9 @@
 """How fast the embedded server relays, and what an idle client costs, beside Prosody in the same run.
 
-Run: python benchmarks/relay.py [--rounds N] [--messages N] [--idle N] [--uvloop] [--no-prosody]
+Run: python benchmarks/relay.py [--rounds N] [--messages N] [--idle N] [--ways] [--uvloop] [--no-prosody]
 
-One client sends messages with bodies of 300 bytes to one component, over plain loopback. Both ends are
+One client sends messages with bodies of 300 bytes to one component, over plain loopback; with `--ways`
+also through a WebSocket, and idle clients also in TLS and in a WebSocket in TLS. Both ends are
 the same for all servers: they send ready bytes and count `</message>` in what arrives, in a process of
 their own, so that the server is what is measured. Each server is a process of its own; rounds alternate.
 Memory is the growth of the server's resident set with N clients that have logged in and are silent.
@@ -21,6 +22,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -94,13 +96,19 @@ class Server:
 def serve(*, with_uvloop: bool) -> None:
     """The embedded server, until standard input closes; prints its ports."""
     from kestrel.server.accounts import Accounts
+    from kestrel.server.certificate import ensure_certificate
     from kestrel.server.service import EmbeddedServer, ServerSettings
 
     async def main() -> None:
         accounts = Accounts(":memory:")
         accounts.add("alice", PASSWORD, "user")
-        server = EmbeddedServer(ServerSettings(DOMAIN, components={COMPONENT: SECRET}), accounts)
-        await server.start()
+        with tempfile.TemporaryDirectory(prefix="kestrel-relay-") as directory:
+            certificate = ensure_certificate(Path(directory), DOMAIN)
+            settings = ServerSettings(
+                DOMAIN, components={COMPONENT: SECRET}, tls_certificate=certificate, tls_required=False
+            )
+            server = EmbeddedServer(settings, accounts)
+            await server.start()
         print(server.c2s_port, server.component_port, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await server.stop()
@@ -194,16 +202,48 @@ def header(ns: str, to: str) -> bytes:
     ).encode()
 
 
-def log_in(port: int, resource: str) -> socket.socket:
-    """A bound client, by SCRAM-SHA-1 (Prosody offers no SHA-256 with plain passwords in its store)."""
+def framed(message: bytes) -> bytes:
+    """A text message of a WebSocket client (RFC 6455), whose mask changes nothing."""
+    size = len(message)
+    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return b"\x81" + length + bytes(4) + message
+
+
+def plain(message: bytes) -> bytes:
+    return message
+
+
+def dial(port: int, way: str) -> socket.socket:
+    """A connection, in TLS and with an open WebSocket if the way says so."""
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.sendall(header("jabber:client", DOMAIN))
+    if way in ("tls", "wss"):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        sock = context.wrap_socket(sock)
+    if way in ("ws", "wss"):
+        sock.sendall(
+            f"GET /xmpp-websocket HTTP/1.1\r\nHost: {DOMAIN}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Protocol: xmpp\r\n\r\n".encode()
+        )
+        read_until(sock, b"\r\n\r\n")
+    return sock
+
+
+def log_in(port: int, resource: str, way: str = "tcp") -> socket.socket:
+    """A bound client, by SCRAM-SHA-1 (Prosody offers no SHA-256 with plain passwords in its store)."""
+    sock = dial(port, way)
+    frame, opening = plain, header("jabber:client", DOMAIN)
+    if way in ("ws", "wss"):
+        frame = framed
+        opening = f"<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' to='{DOMAIN}' version='1.0'/>".encode()
+    sock.sendall(frame(opening))
     read_until(sock, b"</stream:features>")
     bare = f"n=alice,r={secrets.token_hex(8)}"
     sasl = "urn:ietf:params:xml:ns:xmpp-sasl"
     first = b64encode(b"n,," + bare.encode()).decode()
-    sock.sendall(f"<auth xmlns='{sasl}' mechanism='SCRAM-SHA-1'>{first}</auth>".encode())
+    sock.sendall(frame(f"<auth xmlns='{sasl}' mechanism='SCRAM-SHA-1'>{first}</auth>".encode()))
     answer = read_until(sock, b"</challenge>", b"</failure>")
     challenge = b64decode(re.search(rb">([^<]+)</challenge>", answer)[1]).decode()  # type: ignore[index]
     fields = dict(part.split("=", 1) for part in challenge.split(","))
@@ -215,16 +255,15 @@ def log_in(port: int, resource: str) -> socket.socket:
     signature = hmac.digest(hashlib.sha1(key).digest(), message, "sha1")
     proof = b64encode(bytes(a ^ b for a, b in zip(key, signature, strict=True))).decode()
     final = b64encode(f"{without_proof},p={proof}".encode()).decode()
-    sock.sendall(f"<response xmlns='{sasl}'>{final}</response>".encode())
+    sock.sendall(frame(f"<response xmlns='{sasl}'>{final}</response>".encode()))
     read_until(sock, b"<success")
-    sock.sendall(header("jabber:client", DOMAIN))
+    sock.sendall(frame(opening))
     read_until(sock, b"</stream:features>")
-    sock.sendall(
-        (
-            "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"
-            f"<resource>{resource}</resource></bind></iq>"
-        ).encode()
+    bind = (
+        "<iq xmlns='jabber:client' type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"
+        f"<resource>{resource}</resource></bind></iq>"
     )
+    sock.sendall(frame(bind.encode()))
     read_until(sock, b"</iq>")
     return sock
 
@@ -240,11 +279,13 @@ def join_component(port: int) -> socket.socket:
     return sock
 
 
-def relay_rate(server: Server, messages: int) -> float:
+def relay_rate(server: Server, messages: int, way: str) -> float:
     """Messages per second from one client to the component, at most `IN_FLIGHT_BYTES` under way."""
     component = join_component(server.component_port)
-    client = log_in(server.port, "bench")
+    client = log_in(server.port, "bench", way)
     one = f"<message to='{COMPONENT}' type='chat' id='1'><body>{BODY}</body></message>".encode()
+    if way == "ws":
+        one = framed(one.replace(b"<message", b"<message xmlns='jabber:client'"))
     batch = 100
     block = one * batch
     ahead_max = max(batch, IN_FLIGHT_BYTES // len(one))
@@ -288,11 +329,11 @@ async def _pump(
     return seconds
 
 
-def idle_kib(server: Server, clients: int) -> float:
+def idle_kib(server: Server, clients: int, way: str) -> float:
     """Resident KiB that one more logged-in, silent client costs."""
-    first = [log_in(server.port, f"warm{n}") for n in range(20)]
+    first = [log_in(server.port, f"warm{n}", way) for n in range(20)]
     before = server.resident_kib()
-    sockets = [log_in(server.port, f"idle{n}") for n in range(clients)]
+    sockets = [log_in(server.port, f"idle{n}", way) for n in range(clients)]
     time.sleep(SETTLE_S)
     after = server.resident_kib()
     for sock in (*first, *sockets):
@@ -308,6 +349,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--messages", type=int, default=200_000, help="per round; Prosody gets a quarter")
     parser.add_argument("--idle", type=int, default=2_000)
+    parser.add_argument("--ways", action="store_true", help="also measure WebSocket, TLS, and both together")
     parser.add_argument("--uvloop", action="store_true", help="also measure the embedded server on uvloop")
     parser.add_argument("--no-prosody", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -324,15 +366,18 @@ def main() -> None:
             )
         if not options.no_prosody:
             servers.append((stack.enter_context(prosody()), options.messages // 4))
-        rates: dict[str, list[float]] = {server.name: [] for server, _ in servers}
-        per_cpu_s: dict[str, list[float]] = {server.name: [] for server, _ in servers}
+        runs = [(server.name, "tcp", server, messages) for server, messages in servers]
+        if options.ways:
+            runs.append(("embedded, WebSocket", "ws", servers[0][0], options.messages // 4))
+        rates: dict[str, list[float]] = {name: [] for name, *_ in runs}
+        per_cpu_s: dict[str, list[float]] = {name: [] for name, *_ in runs}
         for number in range(options.rounds):
-            for server, messages in servers:
+            for name, way, server, messages in runs:
                 used = server.cpu_s()
-                rate = relay_rate(server, messages)
-                rates[server.name].append(rate)
-                per_cpu_s[server.name].append(messages / (server.cpu_s() - used))
-                print(f"round {number + 1}: {server.name}: {rate:,.0f} messages/s", flush=True)
+                rate = relay_rate(server, messages, way)
+                rates[name].append(rate)
+                per_cpu_s[name].append(messages / (server.cpu_s() - used))
+                print(f"round {number + 1}: {name}: {rate:,.0f} messages/s", flush=True)
         medians = {name: statistics.median(values) for name, values in rates.items()}
         for name, median in medians.items():
             work = statistics.median(per_cpu_s[name])
@@ -347,8 +392,9 @@ def main() -> None:
             if options.uvloop:
                 kinds.append(("embedded, uvloop", ("--on-uvloop",)))
             for name, words in kinds:
-                fresh = stack.enter_context(embedded(name, *words))
-                print(f"{name}: {idle_kib(fresh, options.idle):.1f} KiB per idle client")
+                for way in ("tcp", "ws", "tls", "wss") if options.ways else ("tcp",):
+                    fresh = stack.enter_context(embedded(name, *words))
+                    print(f"{name}, {way}: {idle_kib(fresh, options.idle, way):.1f} KiB per idle client")
 
 
 def raise_file_limit(needed: int) -> None:

@@ -53,6 +53,11 @@ _open = []
 """Sockets of the scene that is being played; what it leaves open is reset at its end."""
 
 
+def forget_sockets():
+    """The loop of the scene has ended, and all its sockets with it."""
+    _open.clear()
+
+
 class Raw:
     """A socket and what has come out of it."""
 
@@ -63,23 +68,27 @@ class Raw:
         self.address = ""
 
     @classmethod
-    async def connect(cls, port):
-        raw = cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22))
+    async def connect(cls, port, *, context=None):
+        """A socket; with a context for TLS, that comes first."""
+        name = DOMAIN if context else None
+        raw = cls(
+            *await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=name, limit=2**22)
+        )
         _open.append(raw)
         return raw
 
     @classmethod
-    async def open(cls, port, to=DOMAIN):
+    async def open(cls, port, to=DOMAIN, **more):
         """With the stream open and its features seen."""
-        raw = await cls.connect(port)
+        raw = await cls.connect(port, **more)
         raw.send(header(to))
         await raw.until("</stream:features>")
         return raw
 
     @classmethod
-    async def login(cls, port, name, resource="r", password=None):
+    async def login(cls, port, name, resource="r", password=None, **more):
         """A bound client."""
-        raw = await cls.open(port)
+        raw = await cls.open(port, **more)
         await raw.authenticate(name, password or PASSWORDS[name])
         raw.send(
             "<iq type='set' id='bind'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"

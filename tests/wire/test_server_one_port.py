@@ -34,19 +34,11 @@ def hello(context):
     return outgoing.read()
 
 
-async def within_tls(port, context):
-    """A socket in which TLS comes first."""
-    streams = await asyncio.open_connection(
-        "127.0.0.1", port, ssl=context, server_hostname=DOMAIN, limit=2**22
-    )
-    return Raw(*streams)
-
-
 @pytest.mark.parametrize("offered", [(), ("xmpp-client",), ("xmpp-client", "http/1.1"), ("h2",)])
 def test_tls_may_come_first_whatever_the_client_says_it_will_speak(certificate, offered):
     async def scene():
         async with serving(tls_certificate=certificate, tls_required=True) as server:
-            alice = await within_tls(server.c2s_port, trusting(certificate, *offered))
+            alice = await Raw.connect(server.c2s_port, context=trusting(certificate, *offered))
             chosen = alice.writer.get_extra_info("ssl_object").selected_alpn_protocol()
             assert chosen == ("xmpp-client" if "xmpp-client" in offered else None)
             alice.send(header())
@@ -153,7 +145,7 @@ def test_without_a_certificate_tls_is_refused_in_its_own_words():
                 warnings.simplefilter("ignore", ResourceWarning)
                 context = ssl.create_default_context()
                 with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure"):
-                    await within_tls(server.c2s_port, context)
+                    await Raw.connect(server.c2s_port, context=context)
 
     asyncio.run(scene())
 
@@ -162,7 +154,7 @@ def test_a_client_that_does_not_trust_the_certificate_leaves_and_nothing_stays(c
     async def scene():
         async with serving(tls_certificate=certificate) as server:
             with pytest.raises(ssl.SSLCertVerificationError):
-                await within_tls(server.c2s_port, ssl.create_default_context())
+                await Raw.connect(server.c2s_port, context=ssl.create_default_context())
 
     asyncio.run(scene())
 
@@ -176,7 +168,7 @@ def test_tls_below_1_2_is_refused(certificate):
                 warnings.simplefilter("ignore", DeprecationWarning)
                 context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
             with pytest.raises((ssl.SSLError, ConnectionError)):
-                await within_tls(server.c2s_port, context)
+                await Raw.connect(server.c2s_port, context=context)
 
     asyncio.run(scene())
 
@@ -209,7 +201,7 @@ def test_time_runs_on_through_tls_and_login(certificate):
     async def scene():
         limits = {"login_s_max": 0.5}
         async with serving(tls_certificate=certificate, limits=limits) as server:
-            raw = await within_tls(server.c2s_port, trusting(certificate))
+            raw = await Raw.connect(server.c2s_port, context=trusting(certificate))
             (guest,) = server.hub.connections
             began = guest.started_at
             raw.send(header())
@@ -225,7 +217,7 @@ def test_a_stop_tells_those_who_have_said_nothing(certificate):
     async def scene():
         async with serving(tls_certificate=certificate, check_empty=False) as server:
             silent = await Raw.connect(server.c2s_port)
-            secure = await within_tls(server.c2s_port, trusting(certificate))
+            secure = await Raw.connect(server.c2s_port, context=trusting(certificate))
             half = await Raw.connect(server.c2s_port)
             half.send(b"\x16\x03")
             await quiet(server)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from asyncio import sslproto
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ log = logging.getLogger("kestrel.server")
 
 FLUSH_NOW_BYTES = 16_384
 """A read of this size is passed on at once; smaller ones wait for the others of the same loop turn."""
+
+TLS_READ_BYTES = 16_384
+"""What is read at once from a client in TLS; no record of TLS holds more."""
 
 T = TypeVar("T")
 
@@ -276,11 +280,13 @@ class Hub:
             )
         )
         try:
-            if received:
-                # After this its first step is done: the protocol of TLS has the socket, and has read nothing.
-                await asyncio.sleep(0)
-                if not starting.done():
-                    _pour(received, cast(asyncio.BufferedProtocol, transport.get_protocol()))
+            # After this its first step is done: the protocol of TLS has the socket, and has read nothing.
+            await asyncio.sleep(0)
+            if not starting.done():
+                tls = cast(asyncio.BufferedProtocol, transport.get_protocol())
+                _trim(tls)
+                if received:
+                    _pour(received, tls)
             return await starting
         except BaseException:
             starting.cancel()
@@ -328,6 +334,19 @@ class Hub:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _trim(protocol: asyncio.BufferedProtocol) -> None:
+    """Let the TLS of one connection keep 16 KiB to read into, instead of the 256 KiB that asyncio gives it.
+
+    asyncio has no setting for that. Where its protocol looks different one day, or is that of another loop,
+    nothing is changed; a test of the memory of clients will tell.
+    """
+    tls: Any = protocol
+    if isinstance(protocol, sslproto.SSLProtocol) and hasattr(protocol, "_ssl_buffer_view"):
+        tls.max_size = TLS_READ_BYTES
+        tls._ssl_buffer = bytearray(TLS_READ_BYTES)
+        tls._ssl_buffer_view = memoryview(tls._ssl_buffer)
 
 
 def _pour(data: bytes, protocol: asyncio.BufferedProtocol) -> None:
