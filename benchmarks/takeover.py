@@ -38,10 +38,10 @@ from kestrel.ports import AddJob, CommitDone, CommitFailed, JobRecord, Write
 from kestrel.protocol import codec
 from kestrel.protocol import messages as m
 from kestrel.store.places import make_store
-from realpool.on_prosody import ProsodyPool
+from realpool.on_server import ServerPool
 from realpool.pool import NAME, UP, WAITS, PoolPlan, RealPool
 from realpool.processes import Line, Process, now, until
-from realpool.prosody import prosody_program
+from realpool.prosody import Prosody, prosody_program
 
 PATIENCE_S = 60.0
 TASK_S = 0.1
@@ -93,7 +93,7 @@ def play(scene: Scene, rounds: int, random_: random.Random) -> Iterator[tuple[st
         pool = (
             RealPool(scratch, plan)
             if scene.where == "embedded"
-            else ProsodyPool(scratch, plan, account=scene.where.endswith("account"))
+            else ServerPool(scratch, plan, Prosody(), account=scene.where.endswith("account"))
         )
         proofs = scratch / "proofs"
         proofs.mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from kestrel.client import Client
+from kestrel.protocol import messages as m
 from parts.servers import LiveServer, WayIn, server_fixture
 from realpool.on_server import WORKERS, ServerPool
 from realpool.pool import PoolPlan
@@ -20,6 +22,7 @@ from realpool.processes import until
 SOON_S = 10.0
 """Within this all are back; a worker that only silence tells of its manager takes longer."""
 server = server_fixture()
+PATIENCE_S = 60.0
 MakePool = Callable[..., AbstractContextManager[ServerPool]]
 BY_BOTH = pytest.mark.parametrize("account", [False, True], ids=["component", "account"])
 
@@ -59,24 +62,24 @@ class Gate:
         self._gate.touch()
 
 
-def ask(pool: ServerPool, *words: str) -> Any:
-    done = pool.run(*words, "--pool", pool.pool_word, "--json")
-    assert done.returncode == 0, done.stderr + pool.describe()
-    return json.loads(done.stdout)
-
-
 def submit(pool: ServerPool, count: int, command: str) -> int:
-    return int(ask(pool, "submit", "-n", str(count), "--", command)["job"])
+    job = m.Job(command=command, queue=count, workdir=str(pool.work))
+    return pool.talk(lambda client: client.submit(job)).job
 
 
 def finish(pool: ServerPool, job: int) -> None:
-    done = pool.run("wait", "--pool", pool.pool_word, str(job))
-    assert done.returncode == 0, done.stdout + done.stderr + pool.describe()
+    async def wait(client: Client) -> m.JobInfo:
+        async with asyncio.timeout(PATIENCE_S):
+            return await client.wait(job)
+
+    info = pool.talk(wait)
+    assert info.state == "COMPLETED", f"{info}\n{pool.describe()}"
 
 
 def names(pool: ServerPool) -> set[str]:
     """Resources of the workers that are there."""
-    return {each["worker"].partition("/")[2] for each in ask(pool, "pool").get("workers", [])}
+    status = pool.pool_status()
+    return {each.worker.partition("/")[2] for each in status.workers} if status else set()
 
 
 def wait_for_names(pool: ServerPool, *wanted: str) -> None:
@@ -88,8 +91,10 @@ def wait_for_names(pool: ServerPool, *wanted: str) -> None:
 )
 def test_workers_come_work_and_go(make_pool: MakePool, account: bool, way: WayIn):
     with make_pool(account=account, via=way) as pool:
+        status = pool.pool_status()
+        assert status is not None
         jid = f"{WORKERS}@{pool.live.domain}"
-        assert {each["worker"] for each in ask(pool, "pool")["workers"]} == {f"{jid}/w1", f"{jid}/w2"}
+        assert {each.worker for each in status.workers} == {f"{jid}/w1", f"{jid}/w2"}
         job = submit(pool, 20, "echo hello")
         finish(pool, job)
         assert pool.run("cat", "--pool", pool.pool_word, f"{job}_19").stdout == "hello 19\n"
@@ -133,7 +138,9 @@ def test_what_runs_goes_on_through_restarts_and_who_waits_does_not_notice(make_p
                 gate.wait_for_starts(4)
                 for restart in (kill_manager, kill_server, stop_server):
                     restart(pool)
-                    until(lambda: len(names(pool)) == 2, "the workers are back", SOON_S, seen=pool.describe)
+                    until(
+                        lambda: pool.seen_workers() == 2, "the workers are back", SOON_S, seen=pool.describe
+                    )
                 gate.open()
                 out, _ = run.communicate(timeout=60)
             finally:
@@ -182,8 +189,6 @@ def test_a_worker_that_has_gone_silent_is_lost_soon_and_no_other(make_pool: Make
         gate.open()
         finish(pool, job)
         assert set(gate.starts()) == set("0123")
-        status = ask(pool, "status", str(job))["jobs"][0]
-        assert (status["state"], status["counts"].get("completed")) == ("COMPLETED", 4), status
 
 
 def test_batches_of_large_tasks_and_results_arrive_as_they_were(make_pool: MakePool):

@@ -15,9 +15,9 @@ from chaos.reading import ProofsSoFar, read_store
 from kestrel.client import Client
 from kestrel.client.connect import connected
 from kestrel.protocol import messages as m
-from parts.need import need
 from parts.postgres import need_postgres
-from realpool.on_prosody import ProsodyPool
+from parts.servers import make_server
+from realpool.on_server import ServerPool
 from realpool.pool import UP, WAITS, PoolPlan, RealPool
 from realpool.postgres import PrivatePostgres
 from realpool.processes import Process, until
@@ -218,10 +218,12 @@ def test_the_database_may_be_killed_and_come_back(tmp_path: Path):
         assert all(manager.running for manager in pool.managers.values()), pool.describe()
 
 
-@pytest.mark.parametrize("kind", ["component", "account"])
-def test_managers_on_prosody_take_over(tmp_path: Path, postgres: PrivatePostgres, kind: str):
-    pool = ProsodyPool(tmp_path, PLAN, account=kind == "account", postgres=postgres, program=need("prosody"))
-    with pool:
+@pytest.mark.parametrize("account", [False, True], ids=["component", "account"])
+@pytest.mark.parametrize("kind", ["prosody", "ejabberd"])
+def test_managers_on_other_servers_take_over(
+    tmp_path: Path, postgres: PrivatePostgres, kind: str, account: bool
+):
+    with ServerPool(tmp_path, PLAN, make_server(kind), account=account, postgres=postgres) as pool:
         trial = Trial(pool)
         long = trial.submit("long", 2, pause_s=3)
         trial.wait_for_starts(long, 2)
@@ -231,6 +233,28 @@ def test_managers_on_prosody_take_over(tmp_path: Path, postgres: PrivatePostgres
         trial.finish(trial.submit("short", 10))
         trial.finish(long)
         assert sorted(task for task, _ in trial.starts(long)) == [0, 1], "a task that ran was run again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "account"),
+    [("prosody", False), ("prosody", True), ("ejabberd", True)],
+    ids=["prosody-component", "prosody-account", "ejabberd-account"],
+)
+def test_the_heir_takes_the_place_of_a_manager_that_stands_still(
+    tmp_path: Path, postgres: PrivatePostgres, kind: str, account: bool
+):
+    """Not for a component on ejabberd, which shares messages out among all who are connected as it."""
+    with ServerPool(tmp_path, PLAN, make_server(kind), account=account, postgres=postgres) as pool:
+        trial = Trial(pool)
+        sleeper = active(pool)
+        heir = other(pool, sleeper)
+        sleeper.hold()
+        heir.wait_for(UP, PATIENCE_S)
+        trial.finish(trial.submit("while-it-sleeps", 10))
+        sleeper.go_on()
+        sleeper.wait_for(WAITS, PATIENCE_S)
+        trial.finish(trial.submit("afterwards", 10))
+        assert active(pool) is heir
 
 
 class TestMistakes:

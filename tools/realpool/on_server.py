@@ -5,8 +5,16 @@ Called by benchmarks/takeover.py and by tests.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
+from kestrel.client import Client
+from kestrel.client.connect import connected
+from kestrel.errors import KestrelError
+from kestrel.protocol import messages as m
 from realpool.live import LiveServer, WayIn
 from realpool.pool import PoolPlan, RealPool
 from realpool.postgres import PrivatePostgres
@@ -14,6 +22,8 @@ from realpool.processes import Process
 
 MANAGER, USER, WORKERS = "manager", "ann", "worker"
 """Accounts. All workers share one, and differ in their resource."""
+ANSWER_S_MAX = 2.0
+_T = TypeVar("_T")
 
 
 class ServerPool(RealPool):
@@ -78,6 +88,39 @@ class ServerPool(RealPool):
         words = ["--jid", f"{WORKERS}@{self.live.domain}/{name}", "--manager", self.manager_jid]
         words += ["--password-file", self.secret_file(WORKERS, self.live.passwords[WORKERS])]
         return [*words, *self._where()]
+
+    # --- asked without a process ----------------------------------------------------------------------
+
+    def talk(self, ask: Callable[[Client], Awaitable[_T]]) -> _T:
+        """A session of the user, for what would take a command half a second."""
+
+        async def session() -> _T:
+            client = Client(self.manager_jid)
+            async with connected(client, self.access):
+                return await ask(client)
+
+        return asyncio.run(session())
+
+    def pool_status(self) -> m.PoolStatus | None:
+        """Who is there; None: the manager gives no answer at once."""
+
+        async def ask(client: Client) -> m.PoolStatus:
+            return await client.request(m.Pool(), m.PoolStatus)
+
+        async def soon(client: Client) -> m.PoolStatus | None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    return await ask(client)
+            return None
+
+        try:
+            return self.talk(soon)
+        except KestrelError:
+            return None
+
+    def seen_workers(self) -> int:
+        status = self.pool_status()
+        return -1 if status is None else status.count
 
     @property
     def processes(self) -> list[Process]:
