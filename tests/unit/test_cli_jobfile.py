@@ -141,3 +141,26 @@ def test_a_file_is_read_and_its_directory_of_submission_is_the_current_one(
         read_job_file("bad.ini")
     with pytest.raises(EnvironmentProblem, match=r"missing\.ini"):
         read_job_file("missing.ini")
+
+
+def test_workers_are_named_by_patterns_in_every_syntax() -> None:
+    wanted = ["lab*@pool", "*/core2"]
+    ini = job("[job]\ncommand = ./x\nworkers = lab*@pool\n  */core2\n")
+    toml = job('command = "./x"\nworkers = "lab*@pool */core2"\n', "job.toml")
+    as_json = job('{"command": "./x", "workers": ["lab*@pool", "*/core2"]}')
+    assert [made.workers for made in (ini, toml, as_json)] == [wanted] * 3
+    with_space = job('command = "./x"\nworkers = ["ann@pool/her laptop"]\n', "job.toml")
+    assert with_space.workers == ["ann@pool/her laptop"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("workers = a@b@c", "job.ini:3: workers: 'a@b@c' has more than one @; write addresses"),
+        ("wrokers = a@b", 'job.ini:3: unknown key "wrokers"; did you mean "workers"?'),
+        ("workers = " + "a " * 65, "job.ini:3: workers: 65 patterns; at most 64 are possible"),
+    ],
+)
+def test_what_is_no_pattern_is_named_with_its_line(line: str, words: str) -> None:
+    (mistake,) = mistakes(f"[job]\ncommand = ./x\n{line}\n")
+    assert mistake.startswith(words)

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from kestrel.cli.options import seconds_of
+from kestrel.core.addresses import Pattern, PatternError
 from kestrel.errors import UsageError
 from kestrel.protocol.messages import TASKS_PER_JOB_MAX
 
 SIZES = ("queue", "args", "array", "each_line")
 """Keys that say how many tasks there are; only one may be given."""
+
+PATTERNS_MAX = 64
+"""Most patterns of one job, as in messages."""
 
 ARRAY_TASKS_MAX = 1_000_000
 """Longest array that does not simply count from 0."""
@@ -126,6 +130,24 @@ def _args(r: Reading) -> list[list[str]]:
     return entries
 
 
+def read_patterns(texts: Sequence[str]) -> list[str]:
+    """Patterns over workers' addresses, each as it was written; raises `UsageError` for what is none."""
+    if len(texts) > PATTERNS_MAX:
+        raise UsageError(f"{len(texts)} patterns; at most {PATTERNS_MAX} are possible")
+    for text in texts:
+        try:
+            Pattern.parse(text)
+        except PatternError as problem:
+            hint = "write addresses, or parts of them with * and ?: lab*@pool, */core2"
+            raise UsageError(str(problem), hint=hint) from None
+    return list(texts)
+
+
+def _patterns(r: Reading) -> list[str]:
+    """A list, or one text with spaces between."""
+    return read_patterns(_words(r.value) if isinstance(r.value, list) else _text(r).split())
+
+
 def parse_array(text: str) -> Sequence[int]:
     """Indices of an array as Slurm writes them, `0-31`, `1,3,5-9`, `1-7:2`: ascending, each once."""
     spans: list[range] = []
@@ -222,6 +244,7 @@ KEYS: dict[str, Key] = {
     "each_line": Key(_each_line),
     "cleanup": Key(_command),
     "requires": Key(_tags, ("requirements",)),
+    "workers": Key(_patterns, ("worker", "nodelist", "hosts")),
     "name": Key(_short_text, ("batch_name", "job_name")),
     "priority": Key(_integer(-1000, 1000)),
     "retries": Key(_integer(0, 1000), ("max_retries",)),

@@ -13,6 +13,7 @@ import msgspec
 
 from kestrel.cli.arguments import SEPARATORS, parse
 from kestrel.cli.connect import connected_client
+from kestrel.cli.jobfile_keys import read_patterns
 from kestrel.cli.options import DashedCommand, after_dashes, duration, json_option, pool_option
 from kestrel.cli.output import Output
 from kestrel.client import Submission
@@ -27,6 +28,12 @@ from kestrel.protocol import messages as m
 )
 @click.option("--name", default="", help="Name of the job.")
 @click.option("--requires", default="", metavar="TAGS", help="Tags that a worker must provide.")
+@click.option(
+    "--workers",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only workers that this means, e.g. 'lab*@pool' or '*/core2'; may be repeated.",
+)
 @click.option("--retries", type=click.IntRange(0), default=None, help="Try failed tasks again so often.")
 @click.option("--priority", type=int, default=None, help="Higher runs first.")
 @click.option(
@@ -49,6 +56,7 @@ def submit(
     queue: int | None,
     name: str,
     requires: str,
+    workers: tuple[str, ...],
     retries: int | None,
     priority: int | None,
     time_limit: float | None,
@@ -65,6 +73,7 @@ def submit(
     kestrel submit job.ini
     kestrel submit -n 50 -- ./run_task.sh          # ./run_task.sh 0 … ./run_task.sh 49
     kestrel submit -- gzip -k {} ::: *.log         # one task per argument
+    kestrel submit --workers '*@pool/gpu?' job.toml
     """
     job, args = _job_of(file, after_dashes(ctx), queue)
     changes: dict[str, object] = {"id": submission or job.id}
@@ -72,6 +81,8 @@ def submit(
         changes["name"] = name
     if requires:
         changes["requires"] = requires
+    if workers:
+        changes["workers"] = read_patterns(workers)
     if retries is not None:
         changes["retries"] = retries
     if priority is not None:
