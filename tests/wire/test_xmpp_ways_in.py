@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import kestrel.xmpp.dial as dialling
-from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
+from kestrel.errors import AuthenticationError, EnvironmentProblem, KestrelError, UsageError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.certificates import tls_context
 from kestrel.xmpp.client import ClientSettings, XmppClient
-from kestrel.xmpp.dial import _reach, dial
+from kestrel.xmpp.dial import _negotiated, _reach, dial
 from kestrel.xmpp.endpoint import Endpoint
 from kestrel.xmpp.lookup import SrvRecord, Target
 from kestrel.xmpp.register import register
@@ -99,7 +99,7 @@ async def connected(access):
 def refusal(endpoint):
     """Why nobody is let in there."""
 
-    with pytest.raises((AuthenticationError, EnvironmentProblem)) as caught:
+    with pytest.raises(KestrelError) as caught:
         asyncio.run(dial(endpoint))
     return caught.value
 
@@ -204,15 +204,16 @@ def test_a_certificate_of_the_host_is_good_for_websockets_only(open_directory, m
 
 
 def test_what_expects_tls_never_talks_to_who_has_none(prosody):
-    for via, code in (("tls", "unreachable"), ("wss", "unreachable")):
+    for via in ("tls", "wss"):
         problem = refusal(endpoint_of(prosody, via, port=prosody.port))
-        assert problem.code == code
+        assert isinstance(problem, EnvironmentProblem)
         assert "TLS" in problem.text
 
 
 def test_a_path_without_a_websocket_is_told(prosody):
     problem = refusal(endpoint_of(prosody, "wss", path="/other"))
     assert f"no WebSocket at 127.0.0.1:{prosody.https_port}/other (HTTP 404)" in problem.text
+    assert problem.code == "no_websocket"
     assert "path" in problem.hint
 
 
@@ -292,9 +293,14 @@ def test_a_wrong_guess_is_a_place_that_does_not_answer_and_no_alarm(prosody):
         return WebSocketWire(StreamReader())
 
     for pin in ("", WRONG):
+
+        async def enter(wire, target, pin=pin):
+            return await _negotiated(wire, Endpoint(DOMAIN, fingerprint=pin), target, "")
+
         with pytest.raises(EnvironmentProblem) as caught:
-            asyncio.run(_reach(Endpoint(DOMAIN, fingerprint=pin), [guess], make_wire))
+            asyncio.run(_reach([guess, guess], make_wire, enter))
         assert caught.value.code == "unreachable"
+        assert caught.value.text.count("is not trusted") == 2
 
 
 # --------------------------------------------------------------------------------------------------

@@ -20,16 +20,17 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 from kestrel.errors import AuthenticationError, EnvironmentProblem, KestrelError, PeerError
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.certificates import fingerprint_of, normal_fingerprint, not_trusted, tls_context
 from kestrel.xmpp.endpoint import Endpoint, TlsMode, is_loopback
 from kestrel.xmpp.lookup import Lookup, Target, lookup_srv, targets_of
-from kestrel.xmpp.proxy import Proxy, open_tunnel, proxy_for
+from kestrel.xmpp.proxy import Proxy, ProxyProblem, open_tunnel, proxy_for
 from kestrel.xmpp.stream import Stanza, StreamReader
 from kestrel.xmpp.wire import OUTGOING_BYTES_MAX, Wire
 
@@ -55,6 +56,9 @@ REACH_S_MAX = 12.0
 """For all TCP connections together, shared fairly between the places to try."""
 ADDRESSES_MAX = 4
 """Network addresses of one host that are tried."""
+ENTER_S_MAX = 8.0
+"""From the connection until a server is ready for the login, while there are other places to try: some
+firewalls take every connection and then say nothing."""
 HANDSHAKE_S_MAX = 10.0
 """TLS, and then the HTTP of a WebSocket."""
 FAULTS_TOLD_MAX = 8
@@ -62,6 +66,7 @@ STANZA_BYTES_MAX = 10 * 1024 * 1024
 """What the server may send. It has bounded the sender already, and then written a longer `from` into the
 stanza: with the same bound on both ends, a stanza just below it would cost its recipient the stream."""
 
+T = TypeVar("T")
 _ALPN = {"tls": "xmpp-client", "wss": "http/1.1"}
 
 
@@ -90,7 +95,7 @@ async def dial(
     Raises `EnvironmentProblem`, `PeerError`, `UsageError` for what is not safe, and `AuthenticationError`
     for a certificate that is not acceptable.
     """
-    mode = endpoint.tls_mode
+    _ = endpoint.tls_mode
     targets = await targets_of(endpoint, lookup)
     targets.sort(key=lambda target: target != first)
 
@@ -98,23 +103,10 @@ async def dial(
         reader = StreamReader(stanza_bytes_max=STANZA_BYTES_MAX)
         return _wire_class(target)(reader, outgoing_bytes_max=outgoing_bytes_max)
 
-    wire, target = await _reach(endpoint, targets, make_wire)
-    with _given_up_on_error(wire):
-        encrypted = target.via in _ALPN
-        features = await open_stream(wire, endpoint.domain, user=user if encrypted else "")
-        if encrypted or target.via == "ws":
-            return Dialled(wire, features, encrypted, target)
-        offered = features.has_child(x.NS_TLS, "starttls")
-        if mode is TlsMode.NEVER or not (offered or mode is TlsMode.REQUIRED):
-            return Dialled(wire, features, False, target)
-        if not offered:
-            raise EnvironmentProblem(
-                f"The server of {endpoint.domain} offers no encryption (STARTTLS).",
-                hint="Give the server a certificate, or use a server that has one.",
-                code="no_tls",
-            )
-        await _start_tls(wire, endpoint, target)
-        return Dialled(wire, await open_stream(wire, endpoint.domain, user=user), True, target)
+    async def enter(wire: Wire, target: Target) -> Dialled:
+        return await _negotiated(wire, endpoint, target, user)
+
+    return await _reach(targets, make_wire, enter)
 
 
 async def connect(
@@ -129,8 +121,10 @@ async def connect(
     def make_wire(_: Target) -> Wire:
         return Wire(make_reader(), outgoing_bytes_max=outgoing_bytes_max)
 
-    wire, _ = await _reach(Endpoint(host), [Target(host, port)], make_wire, proxies=False)
-    return wire
+    async def enter(wire: Wire, _: Target) -> Wire:
+        return wire
+
+    return await _reach([Target(host, port)], make_wire, enter, proxies=False)
 
 
 async def open_stream(wire: Wire, domain: str, *, user: str = "") -> Stanza:
@@ -148,50 +142,75 @@ async def open_stream(wire: Wire, domain: str, *, user: str = "") -> Stanza:
 
 
 async def _reach(
-    endpoint: Endpoint,
     targets: Sequence[Target],
     make_wire: Callable[[Target], Wire],
+    enter: Callable[[Wire, Target], Awaitable[T]],
     *,
     proxies: bool = True,
-    check: bool = True,
-) -> tuple[Wire, Target]:
-    """The first target that answers, ready for a stream header; `check` its certificate.
+) -> T:
+    """What `enter` makes of the first target that answers, and that it can do something with.
 
-    Raises `EnvironmentProblem` naming each one's fault, `AuthenticationError` for a certificate.
+    Raises `AuthenticationError` for a certificate, at once; else, when all have failed, the fault itself if
+    it is the only one, or `EnvironmentProblem` naming them all.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + REACH_S_MAX
     known: dict[str, list[str] | str] = {}
-    faults: list[str] = []
-    hint = "Is the server running? Are address and port right?"
+    faults: list[_Fault] = []
     for at, target in enumerate(targets):
         until = loop.time() + max(0.0, deadline - loop.time()) / (len(targets) - at)
-        routes, fault = await _routes(target, known, proxies=proxies)
-        if fault:
-            faults.append(f"{target}: {fault}")
+        routes, unknown = await _routes(target, known, proxies=proxies)
+        if unknown:
+            faults.append(_Fault(f"{target}: {unknown}"))
         for number, route in enumerate(routes):
             left_s = (until - loop.time()) / (len(routes) - number)
             s_max = min(CONNECT_S_MAX, max(CONNECT_S_MIN, left_s))
+            is_last = at + 1 == len(targets) and number + 1 == len(routes)
+            where = f"{target} by the proxy {route}" if isinstance(route, Proxy) else str(target)
             try:
                 wire = await _open(route, target, s_max, make_wire)
                 with _given_up_on_error(wire):
-                    await _enter(wire, endpoint, target, check=check)
-                    return wire, target
-            except TimeoutError:
-                fault = f"no answer in {s_max:.2g} s"
-            except OSError as problem:
-                fault = _cause(problem)
+                    async with asyncio.timeout(None if is_last else ENTER_S_MAX):
+                        return await enter(wire, target)
             except KestrelError as problem:
                 if isinstance(problem, AuthenticationError) and not target.guessed:
                     raise
-                fault = problem.text.rstrip(".")
-                hint = problem.hint if problem.hint and not target.guessed else hint
-            faults.append(f"{target}{f' by the proxy {route}' if isinstance(route, Proxy) else ''}: {fault}")
-    if len(faults) > FAULTS_TOLD_MAX:
-        faults[FAULTS_TOLD_MAX:] = [f"and {len(faults) - FAULTS_TOLD_MAX} more"]
-    raise EnvironmentProblem(
-        f"No XMPP server can be reached ({'; '.join(faults)}).", hint=hint, code="unreachable", retry=True
+                faults.append(_Fault(f"{where}: {problem.text.rstrip('.')}", problem, target.guessed))
+            except TimeoutError:
+                faults.append(_Fault(f"{where}: it does not let us in within {ENTER_S_MAX:g} s"))
+    raise _all_failed(faults, one_place=len(targets) == 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """What was wrong at one place."""
+
+    text: str
+    problem: KestrelError | None = None
+    guessed: bool = False
+
+
+def _all_failed(faults: Sequence[_Fault], *, one_place: bool) -> KestrelError:
+    answered = [f.problem for f in faults if f.problem is not None and not isinstance(f.problem, _UNREACHED)]
+    if one_place and len(answered) == 1:
+        return answered[0]
+    hints = [f.problem.hint for f in faults if f.problem is not None and f.problem.hint and not f.guessed]
+    texts = [f.text for f in faults]
+    if len(texts) > FAULTS_TOLD_MAX:
+        texts[FAULTS_TOLD_MAX:] = [f"and {len(texts) - FAULTS_TOLD_MAX} more"]
+    return EnvironmentProblem(
+        f"No XMPP server can be reached ({'; '.join(texts)}).",
+        hint=hints[-1] if hints else "Is the server running? Are address and port right?",
+        code="unreachable",
+        retry=True,
     )
+
+
+class _NotConnected(EnvironmentProblem):
+    """A network address does not answer."""
+
+
+_UNREACHED = (_NotConnected, ProxyProblem)
 
 
 async def _routes(
@@ -227,7 +246,7 @@ async def _addresses(host: str, port: int) -> list[str]:
 async def _open(
     route: str | Proxy, target: Target, s_max: float, make_wire: Callable[[Target], Wire]
 ) -> Wire:
-    """A TCP connection to the target, with a wire on it. Raises `OSError`, `TimeoutError`, `ProxyProblem`."""
+    """A TCP connection to the target, with a wire on it. Raises `_NotConnected`, `ProxyProblem`."""
     if isinstance(route, Proxy):
         transport = await open_tunnel(route, target.host, target.port)
         wire = make_wire(target)
@@ -236,11 +255,16 @@ async def _open(
         return wire
     # One by one, not by asyncio's "happy eyeballs": that loses a socket when it is cancelled in the turn
     # in which the connection is made.
-    async with asyncio.timeout(s_max):
-        _, wire = await asyncio.get_running_loop().create_connection(
-            lambda: make_wire(target), route, target.port
-        )
-        return wire
+    try:
+        async with asyncio.timeout(s_max):
+            _, wire = await asyncio.get_running_loop().create_connection(
+                lambda: make_wire(target), route, target.port
+            )
+            return wire
+    except TimeoutError:
+        raise _NotConnected(f"no answer in {s_max:.2g} s", retry=True) from None
+    except OSError as problem:
+        raise _NotConnected(_cause(problem), retry=True) from None
 
 
 def _wire_class(target: Target) -> type[Wire]:
@@ -251,13 +275,34 @@ def _wire_class(target: Target) -> type[Wire]:
     return WebSocketWire
 
 
-async def _enter(wire: Wire, endpoint: Endpoint, target: Target, *, check: bool) -> None:
+async def _negotiated(wire: Wire, endpoint: Endpoint, target: Target, user: str) -> Dialled:
+    """All that comes before the login."""
+    await _prepare(wire, endpoint, target)
+    encrypted = target.via in _ALPN
+    features = await open_stream(wire, endpoint.domain, user=user if encrypted else "")
+    if target.via:
+        return Dialled(wire, features, encrypted, target)
+    mode = endpoint.tls_mode
+    offered = features.has_child(x.NS_TLS, "starttls")
+    if mode is TlsMode.NEVER or not (offered or mode is TlsMode.REQUIRED):
+        return Dialled(wire, features, False, target)
+    if not offered:
+        raise EnvironmentProblem(
+            f"The server of {endpoint.domain} offers no encryption (STARTTLS).",
+            hint="Give the server a certificate, or use a server that has one.",
+            code="no_tls",
+        )
+    await _start_tls(wire, endpoint, target)
+    return Dialled(wire, await open_stream(wire, endpoint.domain, user=user), True, target)
+
+
+async def _prepare(wire: Wire, endpoint: Endpoint, target: Target) -> None:
     """What comes before the stream header: TLS, and the handshake of a WebSocket."""
     if target.via in _ALPN:
         # The certificate of a WebSocket is that of the URL's host (RFC 7395 section 3.10), of all else
         # that of the domain (RFC 6120 section 13.7.2).
         name = target.host if target.via == "wss" else endpoint.domain.strip("[]")
-        await _secure(wire, endpoint, target, name, check=check)
+        await _secure(wire, endpoint, target, name)
     if target.via in ("ws", "wss"):
         from kestrel.xmpp.websocket_wire import WebSocketWire
 
@@ -294,14 +339,14 @@ async def _start_tls(wire: Wire, endpoint: Endpoint, target: Target, *, check: b
     await _secure(wire, endpoint, target, endpoint.domain.strip("[]"), check=check)
 
 
-async def _secure(wire: Wire, endpoint: Endpoint, target: Target, name: str, *, check: bool) -> None:
+async def _secure(wire: Wire, endpoint: Endpoint, target: Target, name: str, *, check: bool = True) -> None:
     """Go on encrypted, with whom we meant. Raises `AuthenticationError` if the certificate is another's."""
     context = tls_context(pinned=bool(endpoint.fingerprint) or not check, alpn=_ALPN.get(target.via, ""))
     try:
         await wire.start_tls(context, name, HANDSHAKE_S_MAX)
     except ssl.SSLCertVerificationError as problem:
         wire.drop(EnvironmentProblem("The certificate is not acceptable."))
-        seen = "" if target.guessed else await _fingerprint_seen(endpoint, target)
+        seen = "" if target.guessed else await _fingerprint_seen(endpoint, target, name)
         raise not_trusted(name, problem.verify_message or str(problem), seen) from None
     except OSError as problem:
         raise EnvironmentProblem(
@@ -313,21 +358,21 @@ async def _secure(wire: Wire, endpoint: Endpoint, target: Target, name: str, *, 
             raise not_trusted(name, "it is not the pinned one", seen)
 
 
-async def _fingerprint_seen(endpoint: Endpoint, target: Target) -> str:
+async def _fingerprint_seen(endpoint: Endpoint, target: Target, name: str) -> str:
     """Look at the certificate that failed, only to name it: nothing secret is sent."""
-    wire: Wire | None = None
-    bare = replace(target, via="") if target.via == "wss" else target
-    try:
-        wire, _ = await _reach(endpoint, [bare], lambda _: Wire(StreamReader()), check=False)
-        if target.via == "":
+
+    async def look(wire: Wire, _: Target) -> str:
+        if not target.via:
             await open_stream(wire, endpoint.domain)
             await _start_tls(wire, endpoint, target, check=False)
-        elif target.via == "wss":
-            await _secure(wire, endpoint, target, target.host, check=False)
-        return fingerprint_of(wire.certificate)
-    except (KestrelError, OSError) as problem:
+        else:
+            await _secure(wire, endpoint, target, name, check=False)
+        seen = fingerprint_of(wire.certificate)
+        wire.drop(EnvironmentProblem("Only the certificate was wanted."))
+        return seen
+
+    try:
+        return await _reach([target], lambda _: Wire(StreamReader()), look)
+    except KestrelError as problem:
         log.debug("xmpp.no_certificate_seen", extra={"reason": str(problem)})
         return ""
-    finally:
-        if wire is not None:
-            wire.drop(EnvironmentProblem("Only the certificate was wanted."))

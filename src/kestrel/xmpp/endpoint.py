@@ -50,6 +50,13 @@ class Endpoint:
     def tls_mode(self) -> TlsMode:
         """The mode in force. Raises `UsageError` if it would send secrets over a network in the clear."""
         where = self.host or self.domain
+        for name in (self.host, self.domain):
+            try:
+                name.encode("idna")
+            except UnicodeError:
+                raise UsageError(
+                    f"This is no name of a host: {name[:60]!r}.", hint="Check the address."
+                ) from None
         loopback = is_loopback(where)
         if self.path and not _PATH.fullmatch(self.path):
             raise UsageError(f"This is no path of a WebSocket: {self.path[:60]!r}.", hint=WEBSOCKET_PATH)
