@@ -244,6 +244,16 @@ def test_patterns_that_mean_nobody_are_named() -> None:
     assert rig.scheduler.explain(1, 0, rig.now)[1] == said
 
 
+@pytest.mark.parametrize(("text", "meant"), [("lab*", "lab*@*"), ("core2", "*/core2")])
+def test_a_name_without_at_is_told_to_be_a_domain(text: str, meant: str) -> None:
+    rig = Rig()
+    rig.effects(came("lab7@pool/core2"), job(1, 1, text))
+    assert rig.scheduler.warning(1, rig.now) == (
+        f"`{text}` means not the one worker of the pool. "
+        f"Without @ a pattern means a domain; `{meant}` would mean somebody."
+    )
+
+
 def test_a_worker_that_patterns_meant_and_that_left_is_told_of() -> None:
     rig = Rig()
     rig.effects(

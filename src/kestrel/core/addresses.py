@@ -7,6 +7,7 @@ reaches over the `@` or the `/`: `*` stands for any characters within its part.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -90,6 +91,20 @@ def matching(patterns: tuple[Pattern, ...], address: str) -> bool:
     """Whether one of them means the address."""
     parts = parts_of(address)
     return any(pattern.matches_parts(parts) for pattern in patterns)
+
+
+def meant_otherwise(pattern: Pattern, addresses: Iterable[str]) -> Pattern | None:
+    """What a text without @ and /, which means a domain, should have been to mean one of these addresses: a
+    user part or a resource; None if it would mean nobody either way."""
+    text = pattern.text
+    if "@" in text or "/" in text:
+        return None
+    others = [Pattern.parse(f"{text}@*"), Pattern.parse(f"*/{text}")]
+    for address in addresses:
+        for other in others:
+            if other.matches(address):
+                return other
+    return None
 
 
 @lru_cache(maxsize=4096)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import isinf
 from typing import Final
 
-from kestrel.core.addresses import Pattern, matching
+from kestrel.core.addresses import Pattern, matching, meant_otherwise
 from kestrel.core.books import Books
 from kestrel.core.jobs import Job
 from kestrel.core.model import JobTerms, TaskIndex, TaskState, WorkerId, WorkerOffer
@@ -84,7 +84,12 @@ def mismatch(books: Books, job: Job, now: float) -> list[str]:
         only = JobTerms(terms.user, workers=terms.workers)
         verb = "means" if len(terms.workers) == 1 else "mean"
         whom = f"none of the {total} workers" if total > 1 else "not the one worker of the pool"
-        return [f"{_patterns(terms.workers)} {verb} {whom}{_departed(books, only, now)}."]
+        lines = [f"{_patterns(terms.workers)} {verb} {whom}{_departed(books, only, now)}."]
+        for pattern in terms.workers[:NAMED_MAX]:
+            other = meant_otherwise(pattern, books.pool.workers)
+            if other is not None:
+                lines.append(f"Without @ a pattern means a domain; `{other}` would mean somebody.")
+        return lines
     lines = _lacking(books, terms, meant, now)
     lines += _unwilling(job, [w for w in meant if _able(terms, w.offer)])
     if len(lines) > 1:

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
-from kestrel.core.addresses import Pattern, PatternError, matching
+from kestrel.core.addresses import Pattern, PatternError, matching, meant_otherwise, parts_of
 from kestrel.errors import UsageError
 
 NAMES_COMPARED_MAX: Final = 1000
 """So many addresses are compared with one that means nobody."""
 PATTERNS_SHOWN: Final = 3
+
+UNKNOWN: Final = "unknown_worker"
 
 _NUMBERS = re.compile(r"(\d+)")
 
@@ -64,14 +66,9 @@ def nobody(patterns: Sequence[Pattern], names: Sequence[str]) -> UsageError:
     verb = "means" if len(patterns) == 1 else "mean"
     if not names:
         text = f"{shown}{more} {verb} nobody: there are no workers in the pool"
-        return UsageError(text, hint="`pool` lists those that left lately", code="unknown_worker")
+        return UsageError(text, hint="`pool` lists those that left lately", code=UNKNOWN)
     count = f"none of the {len(names)} workers" if len(names) > 1 else "not the one worker that is"
-    near = _nearest([pattern.text for pattern in patterns], names)
-    return UsageError(
-        f"{shown}{more} {verb} {count} in the pool",
-        hint=f"did you mean {near}?" if near else "`pool` lists them",
-        code="unknown_worker",
-    )
+    return UsageError(f"{shown}{more} {verb} {count} in the pool", hint=_hint(patterns, names), code=UNKNOWN)
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -80,13 +77,35 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [(int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
-def _nearest(texts: Sequence[str], names: Sequence[str]) -> str:
+def _hint(patterns: Sequence[Pattern], names: Sequence[str]) -> str:
+    for pattern in patterns[:PATTERNS_SHOWN]:
+        other = meant_otherwise(pattern, names)
+        if other is not None:
+            return f"a pattern without @ means a domain; did you mean {other}?"
+    near = _nearest(patterns, names)
+    return f"did you mean {near}?" if near else "`pool` lists them"
+
+
+def _nearest(patterns: Sequence[Pattern], names: Sequence[str]) -> str:
+    """The address that is most like one of them in those parts that the pattern names."""
     some = list(islice(names, NAMES_COMPARED_MAX))
-    for text in texts[:PATTERNS_SHOWN]:
-        near = difflib.get_close_matches(text, some, n=1, cutoff=0.4)
+    for pattern in patterns[:PATTERNS_SHOWN]:
+        shapes: dict[str, str] = {}
+        for name in some:
+            shapes.setdefault(_shape(pattern, *parts_of(name)), name)
+        wanted = _shape(pattern, pattern.user, pattern.domain, pattern.resource)
+        near = difflib.get_close_matches(wanted, shapes, n=1, cutoff=0.4)
         if near:
-            return near[0]
+            return shapes[near[0]]
     return ""
+
+
+def _shape(pattern: Pattern, user: str, domain: str, resource: str) -> str:
+    """The parts of an address that a pattern names."""
+    return (
+        f"{user + '@' if pattern.user else ''}{domain if pattern.domain else ''}"
+        f"{'/' + resource if pattern.resource else ''}"
+    )
 
 
 def _corrected(text: str) -> str:
