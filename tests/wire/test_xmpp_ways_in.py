@@ -3,9 +3,11 @@
 import asyncio
 import os
 import socket
+import ssl
 import subprocess
+import sys
 import tempfile
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +274,20 @@ def test_what_is_closed_or_silent_is_passed_over_for_what_answers(prosody, silen
     asyncio.run(scene())
 
 
+def test_a_firewall_that_takes_every_connection_and_then_says_nothing_is_passed_over(prosody, monkeypatch):
+    monkeypatch.setattr(dialling, "ENTER_S_MAX", 1.0)
+
+    async def scene():
+        with socket.create_server(("127.0.0.1", 0)) as dumb:  # the kernel takes connections for it
+            lookup = records(plain=[(1, dumb.getsockname()[1])], secure=[(2, prosody.tls_port)])
+            async with asyncio.timeout(PATIENCE_S):
+                dialled = await dial(Endpoint(DOMAIN, fingerprint=prosody.fingerprint), lookup=lookup)
+            assert dialled.target.port == prosody.tls_port
+            dialled.wire.drop(EnvironmentProblem("That was all."))
+
+    asyncio.run(scene())
+
+
 def test_each_place_that_was_tried_is_told_with_its_fault(prosody, silent_port):
     closed = free_port()
     lookup = records(plain=[(1, closed), (2, silent_port)], secure=[(3, prosody.port)])
@@ -381,6 +397,53 @@ def test_a_proxy_that_is_not_there_is_told(prosody, monkeypatch):
     assert "hunter2" not in str(problem)
 
 
+@pytest.mark.parametrize("via", WAYS)
+def test_the_way_to_the_proxy_may_be_encrypted_too(prosody, proxy, via, open_directory, monkeypatch):
+    """TLS within TLS: a real proxy, and in front of it who does its TLS, as its users see it."""
+    make_certificate(open_directory, "proxy.invalid")
+    files = (f"{open_directory}/cert.pem", f"{open_directory}/key.pem")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*files)
+    monkeypatch.setenv("SSL_CERT_FILE", files[0])
+    tls_context.cache_clear()
+
+    async def pump(reader, writer):
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def front(reader, writer):
+        with suppress(asyncio.CancelledError):
+            down_reader, down = await asyncio.open_connection("127.0.0.1", proxy.port)
+            await asyncio.gather(pump(reader, down), pump(down_reader, writer))
+
+    async def scene():
+        server = await asyncio.start_server(front, "127.0.0.1", 0, ssl=tls)
+        monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        before = asyncio.all_tasks()
+        access = replace(prosody.access("alice", via=via, resource="q"), host=NAME)
+        async with connected(access) as (session, told):
+            words = "é" * 50_000
+            session.send(x.message_body(session.address, words))
+            assert (await told.until("message")).body() == words
+        server.close()
+        if fronts := asyncio.all_tasks() - before:
+            await asyncio.wait(fronts, timeout=PATIENCE_S)
+
+    try:
+        asyncio.run(scene())
+    finally:
+        tls_context.cache_clear()
+
+
+def test_an_encrypted_proxy_that_nobody_vouches_for_gets_nothing(prosody, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", f"https://user:hunter2@127.0.0.1:{prosody.tls_port}")
+    problem = refusal(endpoint_of(prosody, "wss", host=NAME))
+    assert f"by the proxy 127.0.0.1:{prosody.tls_port}: its certificate is not trusted" in problem.text
+    assert "hunter2" not in str(problem)
+
+
 # --------------------------------------------------------------------------------------------------
 # registration
 
@@ -421,3 +484,10 @@ def test_an_invitation_of_prosody_makes_one_account_by_every_way(prosody, via):
             assert caught.value.code == "bad_invitation"
 
     asyncio.run(scene())
+
+
+def test_who_needs_no_websocket_does_not_pay_for_it():
+    code = (
+        "import sys, kestrel.xmpp.client; sys.exit(any(m in sys.modules for m in ('wsproto', 'h11', 'dns')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
