@@ -45,9 +45,8 @@ class Ejabberd(ForeignServer):
     kind = "ejabberd"
     user = group = "ejabberd"
 
-    def __init__(self, *, name_server: str = "", **wanted: Any) -> None:
-        """`name_server`: the address to ask for other servers; `wanted`: see `ForeignServer`."""
-        self._name_server = name_server
+    def __init__(self, **wanted: Any) -> None:
+        """`wanted`: see `ForeignServer`."""
         self._told: queue.Queue[str] = queue.Queue()
         self._made: set[str] = set()
         super().__init__(**wanted)
@@ -59,12 +58,8 @@ class Ejabberd(ForeignServer):
     def _write(self) -> None:
         text = ejabberd_yml(self.plan)
         self.config.write_text(text if self.tls else text.replace("    starttls: true\n", ""))
-        inetrc = '{lookup,["file","native"]}.\n'
-        if self._name_server:
-            numbers = ",".join(self._name_server.split("."))
-            inetrc = f'{{lookup,["file","dns"]}}.\n{{nameserver,{{{numbers}}}}}.\n'
-            inetrc += '{resolv_conf,""}.\n{hosts_file,"/etc/hosts"}.\n'
-        (self.directory / "inetrc").write_text(inetrc)
+        # As Debian has it: hosts, and the name servers of /etc/resolv.conf.
+        (self.directory / "inetrc").write_text('{lookup,["file","native"]}.\n')
 
     def command(self) -> list[str]:
         words = ["erl", "-noshell", "+K", "true", "+P", "250000", "-boot", "start_sasl", "-sasl"]

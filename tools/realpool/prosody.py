@@ -7,6 +7,7 @@ It runs as `nobody` when we are root, which it refuses to serve. Called by bench
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -43,7 +44,7 @@ class Prosody(ForeignServer):
 
     def _put_account(self, name: str, role: str) -> None:
         """As Prosody itself writes it down; it looks there at each login."""
-        kept = Path(self.plan.data) / self.domain.replace(".", "%2e") / "accounts"
+        kept = Path(self.plan.data) / _encoded(self.domain) / "accounts"
         kept.mkdir(parents=True, exist_ok=True)
         salt = secrets.token_hex(16)
         keys = make_keys(SCRAM_SHA_256, self.passwords[name], salt.encode(), ITERATIONS)
@@ -54,7 +55,7 @@ class Prosody(ForeignServer):
         )
         if os.geteuid() == 0:
             shutil.chown(draft, self.user, self.group)
-        draft.rename(kept / f"{name}.dat")
+        draft.rename(kept / f"{_encoded(name)}.dat")
 
     def command(self) -> list[str]:
         return [self._program, "-F", "--config", str(self.config)]
@@ -62,6 +63,11 @@ class Prosody(ForeignServer):
     @property
     def log(self) -> str:
         return self.said("prosody.log")
+
+
+def _encoded(name: str) -> str:
+    """As Prosody names files and directories."""
+    return re.sub("[^A-Za-z0-9]", lambda found: f"%{ord(found[0]):02x}", name)
 
 
 def prosody_program() -> str:

@@ -1,0 +1,165 @@
+"""Two linked sites with servers of their own (Prosody, ejabberd): B's workers and users in the pool of A.
+
+In network namespaces; the servers find each other by DNS and trust certificates of one authority.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from parts.networks import need_networks
+from parts.servers import make_server
+from realpool.computers import Computer
+from realpool.processes import Process, until
+from realpool.sites import TwoSites
+
+SOON_S = 60.0
+OUTPUT_BYTES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """The pool of site A, with a worker and a user of each site."""
+
+    sites: TwoSites
+    manager: Process
+    ann: Computer
+    ben: Computer
+    """Of site B, as the second worker."""
+    workers: dict[str, Computer]
+    scratch: Path
+
+    def seen(self) -> list[str]:
+        """Sites of the workers in the pool, as A's user sees them."""
+        done = self.ann.run("pool", "--json")
+        if done.returncode != 0:
+            return ["?"]
+        return sorted(w["worker"].partition("@")[2][5] for w in json.loads(done.stdout).get("workers", []))
+
+    def describe(self) -> str:
+        parts = [self.manager, *(p for w in self.workers.values() for p in w.processes)]
+        texts = [f"{part.describe()}\n{part.log()}" for part in parts]
+        texts += [site.server.log[-3000:] for site in (self.sites.a, self.sites.b)]
+        return "\n".join(texts)
+
+    def journal_of(self, letter: str) -> bytes:
+        """What the worker of this site has finished and nobody has acknowledged."""
+        return next(self.workers[letter].home.rglob("finished.journal")).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linked]:
+    need_networks()
+    scratch = tmp_path_factory.mktemp("sites")
+    with TwoSites(scratch, make_server) as sites:
+        host = Computer(sites.a.machine, scratch)
+        allowed = [
+            w for site in ("site-a.example", "site-b.example") for w in ("--worker", site, "--user", site)
+        ]
+        manager = host.start_manager(sites.a.server, "--lost-after", "3s", *allowed)
+        workers = {}
+        for site in (sites.a, sites.b):
+            workers[site.letter] = worker = sites.computer(site, f"w{site.letter}")
+            worker.start_worker(sites.account(site, "worker"), "--slots", "1")
+        ann, ben = sites.computer(sites.a, "ann"), sites.computer(sites.b, "ben")
+        ann.use(sites.account(sites.a, "ann"))
+        ben.use(sites.account(sites.b, "ben"))
+        pool = Linked(sites, manager, ann, ben, workers, scratch)
+        until(lambda: pool.seen() == ["a", "b"], "workers of both sites are seen", SOON_S, seen=pool.describe)
+        yield pool
+
+
+class Split:
+    """A job of two tasks, one at each site; each ends when its gate for the site is opened."""
+
+    def __init__(self, linked: Linked, user: Computer, name: str) -> None:
+        self.linked = linked
+        self.user = user
+        self.ran = linked.scratch / f"ran-{name}"
+        self._gate = linked.scratch / f"gate-{name}"
+        here = "$(case $KESTREL_WORKER in *site-a*) echo a;; *) echo b;; esac)"
+        loop = f"until [ -e {self._gate}-$KESTREL_TASK_ID-$s ]; do sleep 0.05; done"
+        command = f"s={here}; echo $KESTREL_TASK_ID-$s >> {self.ran}; {loop}; echo from $s #"
+        self.job = str(user.ask("submit", "-n", "2", "--", command)["job"])
+        until(lambda: len(self.runs()) == 2, "both sites run a task", SOON_S, seen=linked.describe)
+        by_site = {run[-1]: int(run[:-2]) for run in self.runs()}
+        self.at_a, self.at_b = by_site["a"], by_site["b"]
+
+    def runs(self) -> list[str]:
+        """`task-site` of each start."""
+        return self.ran.read_text().split() if self.ran.exists() else []
+
+    def open(self, task: int, site: str) -> None:
+        Path(f"{self._gate}-{task}-{site}").touch()
+
+    def results(self) -> dict[int, str]:
+        """What was recorded, by task; none twice."""
+        lines = self.user.say("results", "--json", self.job).splitlines()
+        results = {result["task"]: result["worker"] for result in map(json.loads, lines)}
+        assert len(results) == len(lines), "none is recorded twice"
+        return {task: worker.partition("@")[2][5] for task, worker in results.items()}
+
+
+def test_workers_and_users_of_another_site_take_part(linked: Linked) -> None:
+    split = Split(linked, linked.ben, "both")
+    split.open(split.at_a, "a")
+    split.open(split.at_b, "b")
+    assert linked.ben.run("wait", split.job).returncode == 0
+    assert split.results() == {split.at_a: "a", split.at_b: "b"}
+    assert linked.ben.say("cat", f"{split.job}_{split.at_a}") == "from a\n"
+
+
+def test_output_of_any_length_crosses_between_the_sites(linked: Linked) -> None:
+    text = linked.ben.say("run", "-k", "--", f"yes {{}} | head -c {OUTPUT_BYTES} #", ":::", "x", "y", "z")
+    assert len(text) == 3 * OUTPUT_BYTES
+
+
+def test_a_silent_break_between_the_sites_loses_nothing_and_records_nothing_twice(linked: Linked) -> None:
+    split = Split(linked, linked.ann, "silent")
+    waiting = linked.ben.start("wait", "wait", split.job)
+    linked.sites.b.cut()
+    split.open(split.at_a, "a")
+    again = f"{split.at_b}-a"
+    until(lambda: again in split.runs(), "A runs the task of B, too", SOON_S, seen=linked.describe)
+    assert linked.seen() == ["a"]
+    split.open(split.at_b, "b")
+    until(lambda: b'"attempt"' in linked.journal_of("b"), "B has a result that nobody hears of", SOON_S)
+    linked.sites.b.heal()
+    until(
+        lambda: split.results().get(split.at_b) == "b",
+        "the result of B arrives and is the first",
+        SOON_S,
+        seen=linked.describe,
+    )
+    assert linked.ann.run("wait", split.job).returncode == 0
+    assert split.results() == {split.at_a: "a", split.at_b: "b"}
+    until(lambda: linked.seen() == ["a", "b"], "both work again", SOON_S, seen=linked.describe)
+    until(lambda: b'"attempt"' not in linked.journal_of("b"), "it was acknowledged", SOON_S)
+    waiting.end()
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+def test_when_the_server_of_a_site_goes_its_tasks_run_elsewhere_and_its_workers_come_back(
+    linked: Linked, kill: bool
+) -> None:
+    split = Split(linked, linked.ann, f"gone-{kill}")
+    linked.sites.b.server.stop(kill=kill)
+    split.open(split.at_a, "a")
+    again = f"{split.at_b}-a"
+    until(lambda: again in split.runs(), "A runs the task of B, too", SOON_S, seen=linked.describe)
+    split.open(split.at_b, "b")
+    until(lambda: b'"attempt"' in linked.journal_of("b"), "B has a result that nobody hears of", SOON_S)
+    linked.sites.b.server.start()
+    until(
+        lambda: split.results().get(split.at_b) == "b",
+        "the result of B arrives and is the first",
+        SOON_S,
+        seen=linked.describe,
+    )
+    assert split.results() == {split.at_a: "a", split.at_b: "b"}
+    until(lambda: linked.seen() == ["a", "b"], "both work again", SOON_S, seen=linked.describe)
