@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,15 +10,22 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kestrel.config import Invitation
+from kestrel.config import Invitation, PoolAccess
+from kestrel.ports import Show
+from kestrel.protocol import codec
+from kestrel.protocol import messages as m
+from kestrel.xmpp.access import client_settings
+from kestrel.xmpp.client import XmppClient
+from kestrel.xmpp.link import XmppLink
 from parts.need import need_that
-from parts.pool import Cluster, Pool, eventually, hold
+from parts.pool import PATIENCE_S, Cluster, Pool, eventually, hold
 
 LEASE = "2s"
 HOG_S = 6
@@ -190,6 +198,77 @@ def test_a_worker_whose_server_stands_still_notices_within_about_a_lease(tmp_pat
         cluster.server.send_signal(signal.SIGCONT)
         eventually(lambda: cluster.log_of(process).count("worker_up") == 2, "it is back")
         leave(cluster, process)
+
+
+class Pretender:
+    """A user of the pool, even its administrator, who speaks to a worker as only its manager may."""
+
+    def __init__(self, access: PoolAccess) -> None:
+        self.link = XmppLink()
+        self.link.deliver_to(self)
+        self.stream = XmppClient(client_settings(replace(access, resource="evil")), self.link)
+        self.link.attach(self.stream)
+        self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def say(self, worker: str, *messages: m.Message) -> bytes:
+        """Say these; the first answer."""
+        running = asyncio.create_task(self.stream.run())
+        await self.stream.wait_connected()
+        self.link.announce(worker, Show.CHAT, "I am your manager")
+        for message in messages:
+            self.link.send(worker, codec.encode(message))
+        self.link.withdraw(worker)
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await self.answers.get()
+        await self.stream.close()
+        await running
+        return answer
+
+    def on_message(self, sender: str, payload: bytes, chat: bool) -> None:
+        self.answers.put_nowait(payload)
+
+    def on_up(self, address: str) -> None: ...
+
+    def on_down(self, reason: str) -> None: ...
+
+    def on_available(self, sender: str, show: Show, status: str) -> None: ...
+
+    def on_unavailable(self, sender: str, reason: str) -> None: ...
+
+    def on_heard(self, sender: str) -> None: ...
+
+    def on_role(self, jid: str, role: str) -> None: ...
+
+
+def test_a_worker_obeys_nobody_but_its_manager_not_even_the_administrator(pool: Pool) -> None:
+    process = pool.worker("loyal", "-j", "1")
+    fifo = pool.scratch / "go"
+    os.mkfifo(fifo)
+    job = submitted(pool, "--", "read line <go; echo $line")
+    eventually(lambda: pool.ask("status", str(job))[0]["counts"]["running"] == 1, "it runs")
+    access = PoolAccess.load(Path(pool.env["XDG_CONFIG_HOME"]) / "kestrel" / "pools" / "default.json")
+    spec = m.TaskSpec(command="touch evil", workdir=str(pool.scratch))
+    answer = asyncio.run(
+        Pretender(access).say(
+            "loyal@kestrel.localhost/worker",
+            m.Welcome(epoch=2**30, lease_s=1e9),
+            m.Tasks(job=job, attempt=1, tasks=[0], spec=spec),
+            m.Stop(attempts=list(range(2**32, 2**32 + 50))),
+            m.Ack(n=(1 << 30) + 1),
+            m.ReadOutput(id="1", job=job, task=0, attempt=2**32 + 1),
+            m.Error(code="version", text="go away for good"),
+        )
+    )
+    error = codec.decode_to_user(answer)
+    assert isinstance(error, m.Error)
+    assert error.code == "not_my_manager"
+    fifo.write_text("unmoved\n")
+    assert ended(pool, job)["counts"]["completed"] == 1
+    assert outputs(pool, job) == ["unmoved\n"]
+    assert not (pool.scratch / "evil").exists()
+    log = pool.log_of(process)
+    assert log.count("not_my_manager sender=admin@kestrel.localhost/evil") == 1, log
+    leave(pool, process)
 
 
 def test_no_secret_is_in_a_log_a_command_line_of_a_child_or_the_environment_of_a_task(pool: Pool) -> None:
