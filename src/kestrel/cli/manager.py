@@ -14,7 +14,7 @@ from kestrel.cli.logs import set_up_logs
 from kestrel.cli.options import duration
 from kestrel.cli.output import Output
 from kestrel.cli.policy import Policy, policy_options
-from kestrel.config import PoolAccess, data_home, pool_access_path, private_directory
+from kestrel.config import PoolAccess, ServerPlace, data_home, pool_access_path, private_directory
 from kestrel.errors import KestrelError, UsageError
 from kestrel.manager.access import home_of
 from kestrel.manager.leadership import LeaseSettings
@@ -41,7 +41,11 @@ RETRY_S_MAX = 2.0
     required=True,
     help="File with the component's secret or the account's password, readable by you only.",
 )
-@click.option("--host", default="", help="Address of the server.  [default: 127.0.0.1, or the DNS]")
+@click.option(
+    "--host",
+    default="",
+    help="Address of the server, e.g. xmpps://pool.example.org:443.  [default: 127.0.0.1, or the DNS]",
+)
 @click.option(
     "--port",
     default=0,
@@ -119,14 +123,19 @@ def manager(
     address = str(JID.parse(domain or jid or "").bare)
     settings = policy.settings(pool, owners=() if policy.rules.admins else _admins_here(pool, address))
     session = SessionSettings(retry_s_max=RETRY_S_MAX)
+    server = ServerPlace.parse(host, port)
+    if domain is not None and server.via:
+        raise UsageError(
+            "components connect without TLS and WebSocket", hint="name HOST or HOST:PORT, or use --jid"
+        )
 
     def make_stream(link: XmppLink) -> XmppStream:
         if domain is not None:
             component = ComponentSettings(
                 domain=domain,
                 secret=secret,
-                host=host or "127.0.0.1",
-                port=port or COMPONENT_PORT,
+                host=server.host or "127.0.0.1",
+                port=server.port or COMPONENT_PORT,
                 session=session,
             )
             return XmppComponent(component, link)
@@ -135,8 +144,10 @@ def manager(
             manager=jid,
             jid=jid,
             password=secret,
-            host=host,
-            port=port,
+            host=server.host,
+            port=server.port,
+            via=server.via,
+            path=server.path,
             fingerprint=fingerprint.replace(":", "").lower(),
             resource="manager",
         )

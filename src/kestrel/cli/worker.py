@@ -17,7 +17,7 @@ import msgspec
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.owner import owner_options, owner_rules, resource_of
-from kestrel.config import Invitation, PoolAccess, data_home, private_directory
+from kestrel.config import Invitation, PoolAccess, ServerPlace, data_home, private_directory
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.worker.profile import detect
 from kestrel.worker.service import ServiceSettings, run_with_access
@@ -32,7 +32,11 @@ WORKERS_PER_MACHINE_MAX = 1000
 @click.option("--jid", metavar="JID", help="Or: an account on any XMPP server …")
 @click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="… its password …")
 @click.option("--manager", "manager_jid", metavar="JID", help="… and the manager to work for.")
-@click.option("--host", default="", help="Address of that server, if the DNS does not tell.")
+@click.option(
+    "--host",
+    default="",
+    help="Address of that server, if the DNS does not tell, e.g. wss://pool.example.org/xmpp-websocket.",
+)
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port of that server.")
 @click.option("--fingerprint", default="", metavar="HEX", help="SHA-256 of the certificate to trust.")
 @click.option("--name", default="", help="Name of this worker.  [default: the machine's, numbered]")
@@ -212,12 +216,15 @@ def _account(
     account = jid.partition("/")[0]
     if "@" not in account:
         raise UsageError(f"{jid!r} is no account", hint="e.g. worker@pool.example.org/42")
+    server = ServerPlace.parse(host, port)
     return PoolAccess(
         manager=str(JID.parse(manager)),
         jid=account,
         password=password,
-        host=host,
-        port=port,
+        host=server.host,
+        port=server.port,
+        via=server.via,
+        path=server.path,
         fingerprint=fingerprint.replace(":", "").lower(),
     )
 
