@@ -28,6 +28,12 @@ from parts.need import need_that
 from parts.pool import PATIENCE_S, Cluster, Pool, eventually, hold
 
 LEASE = "2s"
+TALKATIVE = """
+import logging
+logging.basicConfig(level=logging.DEBUG)
+for room in ("cli", "config", "worker", "xmpp"):
+    logging.getLogger(f"kestrel.{room}").setLevel(logging.DEBUG)
+"""
 HOG_S = 6
 HOG = f"exec python3 -c 'import time; t = time.time()\nwhile time.time() - t < {HOG_S}: pass'"
 
@@ -272,11 +278,16 @@ def test_a_worker_obeys_nobody_but_its_manager_not_even_the_administrator(pool: 
 
 
 def test_no_secret_is_in_a_log_a_command_line_of_a_child_or_the_environment_of_a_task(pool: Pool) -> None:
-    pool.env["KESTREL_STORE"] = "postgresql://kestrel:sesame@db/kestrel"
+    talkative = pool.scratch / "talkative"
+    talkative.mkdir()
+    (talkative / "sitecustomize.py").write_text(TALKATIVE)
+    more = {"KESTREL_STORE": "postgresql://kestrel:sesame@db/kestrel", "PYTHONPATH": str(talkative)}
+    pool.env |= more
     try:
         process = pool.worker("discreet")
     finally:
-        del pool.env["KESTREL_STORE"]
+        for name in more:
+            del pool.env[name]
     directory = pool.scratch / "data" / "kestrel" / "workers" / "kestrel.localhost" / "discreet"
     access = directory / "access.json"
     assert access.stat().st_mode & 0o777 == 0o600
@@ -293,6 +304,7 @@ def test_no_secret_is_in_a_log_a_command_line_of_a_child_or_the_environment_of_a
     leave(pool, process)
     logs = "".join(path.read_text() for path in pool.scratch.glob("process-*.log"))
     assert "worker_up" in logs
+    assert "DEBUG:" in pool.log_of(process), "everything that can be logged"
     for secret in secrets:
         assert secret not in seen
         assert secret not in logs
