@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from core_rig import EPOCH, FIRST, OLD, Rig, ended, submitted
+from core_rig import FIRST, OLD, Rig, ended, submitted
 
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
@@ -18,6 +18,7 @@ from kestrel.core.model import (
     JobTerms,
     RestoredJob,
     TaskState,
+    Trouble,
     WorkerOffer,
 )
 from kestrel.errors import InternalError
@@ -171,35 +172,52 @@ def test_owners_that_went_are_remembered_but_not_for_ever() -> None:
 def test_what_an_owner_does_not_take_any_more_is_stopped_and_given_to_others() -> None:
     rig = Rig()
     rig.effects(came("w@pool/1"), job(1, 1))
-    held = [HeldByWorker(1, 0, FIRST)]
-    effects = rig.effects(came("w@pool/1", "bob@pool", held=held))
+    effects = rig.effects(came("w@pool/1", "bob@pool", held=[HeldByWorker(1, 0, FIRST)]))
     assert fx.StopAttempts("w@pool/1", [FIRST]) in effects
-    assert rig.scheduler.counts(1).queued == 1
+    rig.effects(came("w@pool/2"))
+    stopped = ended(1, 0, FIRST, AttemptEnd.CANCELLED)
+    assert who(rig.given(rig.report("w@pool/1", stopped))) == [("w@pool/2", 1)]
     assert rig.scheduler.reruns(1) == 0
     assert rig.scheduler.trouble(1, 0) == (0, 0)
-    assert who(rig.given(came("w@pool/2"))) == [("w@pool/2", 1)]
-    rig.effects(rig.report("w@pool/1", ended(1, 0, FIRST, AttemptEnd.CANCELLED)))
-    assert rig.scheduler.counts(1).running == 1
 
 
-def test_what_must_not_run_twice_ends_when_its_owner_stops_it() -> None:
+@pytest.mark.parametrize(
+    ("end", "wall_s", "state"),
+    [
+        (AttemptEnd.CANCELLED, 5.0, TaskState.NODE_FAIL),
+        (AttemptEnd.CANCELLED, 0.0, TaskState.QUEUED),
+        (AttemptEnd.COMPLETED, 5.0, TaskState.COMPLETED),
+    ],
+)
+@pytest.mark.parametrize("restarted", [False, True])
+def test_how_it_ended_counts_although_the_owner_had_it_stopped(
+    end: AttemptEnd, wall_s: float, state: TaskState, restarted: bool
+) -> None:
     rig = Rig()
-    rig.effects(came("w@pool/1"), job(1, 1, restart=False))
-    effects = rig.effects(came("w@pool/1", "bob@pool", held=[HeldByWorker(1, 0, FIRST)]))
-    ends = [e for e in effects if isinstance(e, fx.RecordResult)]
-    assert [e.state for e in ends] == [TaskState.NODE_FAIL]
-    assert "does not take jobs of ann@pool any more" in ends[0].reason
-    assert fx.StopAttempts("w@pool/1", [FIRST]) in effects
+    attempt = OLD if restarted else FIRST
+    if restarted:
+        terms = JobTerms("ann@pool", restart=False)
+        troubles = {0: Trouble(given_out=True)}
+        rig.effects(
+            ev.JobRestored(RestoredJob(1, terms, bytearray(1), open=True, troubles=troubles)),
+            ev.WorkersExpected(["w@pool/1"]),
+        )
+    else:
+        rig.effects(came("w@pool/1"), job(1, 1, restart=False, is_open=True))
+    effects = rig.effects(came("w@pool/1", "bob@pool", held=[HeldByWorker(1, 0, attempt)]))
+    assert fx.StopAttempts("w@pool/1", [attempt]) in effects
+    assert rig.scheduler.task_state(1, 0) is TaskState.RUNNING
+    rig.effects(rig.report("w@pool/1", ended(1, 0, attempt, end, wall_s)))
+    assert rig.scheduler.task_state(1, 0) is state
 
 
-def test_after_a_restart_a_worker_does_not_keep_what_its_owner_does_not_take() -> None:
-    rig = Rig(epoch=EPOCH)
-    rig.effects(
-        ev.JobRestored(RestoredJob(1, JobTerms("ann@pool"), bytearray(1))), ev.WorkersExpected(["w@pool/1"])
-    )
-    effects = rig.effects(came("w@pool/1", "bob@pool", held=[HeldByWorker(1, 0, OLD)]))
-    assert fx.StopAttempts("w@pool/1", [OLD]) in effects
-    assert rig.scheduler.counts(1).queued == 1
+def test_an_owner_who_takes_it_again_lets_it_run_on() -> None:
+    rig = Rig()
+    rig.effects(came("w@pool/1"), job(1, 1))
+    held = [HeldByWorker(1, 0, FIRST)]
+    rig.effects(came("w@pool/1", "bob@pool", held=held))
+    effects = rig.effects(came("w@pool/1", "ann@pool", held=held))
+    assert not any(isinstance(e, fx.StopAttempts) for e in effects)
 
 
 def test_a_worker_in_quarantine_is_probed_with_jobs_that_name_it_or_its_owner_takes() -> None:

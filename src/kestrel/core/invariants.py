@@ -111,7 +111,7 @@ def _worker_faults(books: Books, worker: Worker) -> Iterator[Fault]:
             )
         if number >= books.next_attempt:
             yield Fault(f"{name}: holds attempt {number}, which was never given out", job.id, task)
-        if not attempt.void and not may_run(job, worker):
+        if not attempt.void and not attempt.unwelcome and not may_run(job, worker):
             text = f"{name}: has attempt {number}, though the job or the owner does not want that"
             yield Fault(text, job.id, task)
         if not attempt.void and not any(live is attempt for live in _attempts_of(job, task)):

@@ -64,13 +64,15 @@ class User:
 
 
 class Attempt(Struct, eq=False):
-    """A task in a worker's hand. `void`: nobody waits for it any more, but the worker has not said so."""
+    """A task in a worker's hand. `void`: nobody waits for it any more, but the worker has not said so.
+    `unwelcome`: the worker's owner does not take it any more, and the worker was told to stop it."""
 
     id: AttemptId
     job: Job
     task: TaskIndex
     worker: Worker
     void: bool = False
+    unwelcome: bool = False
 
 
 class Mark:

@@ -290,9 +290,10 @@ class Outcomes:
         """A worker says what it has in hand; the books follow it.
 
         What it does not have any more is queued again, and stopped in case it was on its way to the
-        worker when this was written. What it has and nobody wants is stopped, and so is what its owner does
-        not take any more. A task that it still runs did not kill it: however often a long task's worker is
-        cut off, that makes no poison.
+        worker when this was written. What it has and nobody wants is stopped. A task that it still runs
+        did not kill it: however often a long task's worker is cut off, that makes no poison. What its owner
+        does not take any more is stopped as well, and stays its own until it says how that ended: it may
+        have finished, and that counts.
         """
         books = self.books
         unwanted: list[AttemptId] = []
@@ -301,7 +302,6 @@ class Outcomes:
         if missing:
             self.take_back(worker, missing, "the worker came back without it")
             unwanted.extend(a.id for a in missing)
-        unwanted.extend(self._take_off(worker))
         for item in held:
             known = worker.hand.get(item.attempt)
             if known is not None:
@@ -319,35 +319,16 @@ class Outcomes:
             books.tell(job.id, (item.task,), "found again", worker.id, item.attempt)
             if job.wants_cancel(item.task):
                 unwanted.append(item.attempt)
+        for attempt in worker.hand.values():
+            attempt.unwelcome = not attempt.void and not may_run(attempt.job, worker)
+            if attempt.unwelcome and not attempt.job.wants_cancel(attempt.task):
+                unwanted.append(attempt.id)
+                what = "to be stopped: the worker's owner does not take it"
+                books.tell(attempt.job.id, (attempt.task,), what, worker.id, attempt.id)
         if unwanted:
             books.effects.append(fx.StopAttempts(worker.id, unwanted))
         books.pool.refresh(worker)
         books.quarantine.hand_changed(worker)
-
-    def _take_off(self, worker: Worker) -> list[AttemptId]:
-        """What the worker may not run, now that it offers something else: no loss, no failure of the task.
-        It has these attempts until it says that they were stopped."""
-        books = self.books
-        taken: list[AttemptId] = []
-        for attempt in reversed(worker.hand.values()):
-            job, task = attempt.job, attempt.task
-            if attempt.void or may_run(job, worker):
-                continue
-            books.detach(attempt)
-            attempt.void = True
-            taken.append(attempt.id)
-            books.tell(job.id, (task,), "stopped: the worker's owner does not take it", worker.id, attempt.id)
-            if task in job.running:
-                continue
-            if job.wants_cancel(task):
-                books.finish(job, task, TaskState.CANCELLED, attempt.id, worker.id)
-            elif job.terms.restart:
-                books.requeue(job, task, front=True)
-            else:
-                why = f"the owner of its worker does not take jobs of {job.user.name} any more"
-                reason = f"{why}; it must not run twice"
-                books.finish(job, task, TaskState.NODE_FAIL, attempt.id, worker.id, reason=reason)
-        return taken[::-1]
 
     def _wanted(self, worker: Worker, item: HeldByWorker) -> bool:
         job = self.books.jobs.get(item.job)
@@ -355,7 +336,7 @@ class Outcomes:
             return False
         if not self._known(job, item.task, item.attempt, worker.id):
             return False
-        return may_run(job, worker) and (job.terms.restart or item.task not in job.running)
+        return job.terms.restart or item.task not in job.running
 
     # --- cancelled ------------------------------------------------------------------------------------
 
