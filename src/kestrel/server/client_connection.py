@@ -10,11 +10,12 @@ import asyncio
 import logging
 import secrets
 
-from kestrel.errors import AuthenticationError, EnvironmentProblem, KestrelError, UsageError
-from kestrel.server.accounts import NameTakenError, keys_of_password
+from kestrel.errors import EnvironmentProblem
 from kestrel.server.connection import BUSY, SECURING, Connection
+from kestrel.server.guard import TOKENS
 from kestrel.server.hub import Hub
 from kestrel.server.login import REGISTRATION_FORM, Challenge, Hash, Login, Registration, Step, Success
+from kestrel.server.registering import make_account
 from kestrel.server.sessions import Session
 from kestrel.xmpp import stanza as x
 from kestrel.xmpp.acks import ENABLED, AckCounter, AckError
@@ -250,13 +251,41 @@ class ClientConnection(Connection):
             self._refuse(login, problem.condition)
             return
         match step:
-            case Challenge(text):
-                self.write(f"<challenge xmlns='{x.NS_SASL}'>{text}</challenge>".encode())
             case Success(user, data):
                 self._accept(user, data)
-            case Hash():
-                self.pause(BUSY)
-                self.hub.spawn(self._check(login, step))
+            case Challenge(text) if not login.user:
+                self._challenge(text)
+            case _:
+                self._in_turn(login, login.user, step)
+
+    def _in_turn(self, login: Login, user: str, step: Challenge | Hash) -> None:
+        """Somebody is named: go on at once, or later if that was tried in vain too often."""
+        hub = self.hub
+        hold_s = hub.guard.hold_s(self.origin, user, hub.loop.time())
+        if hold_s is None:
+            login.abort()
+            self._refuse(login, "temporary-auth-failure", "too many failed logins from this address")
+        elif hold_s == 0.0:
+            self._go_on(login, step)
+        else:
+            self.pause(BUSY)
+            hub.loop.call_later(hold_s, self._go_on_later, login, step)
+
+    def _go_on_later(self, login: Login, step: Challenge | Hash) -> None:
+        if not self.closed_at:
+            self._go_on(login, step)
+            if isinstance(step, Challenge):
+                self.resume(BUSY)
+
+    def _go_on(self, login: Login, step: Challenge | Hash) -> None:
+        if isinstance(step, Challenge):
+            self._challenge(step.text)
+        else:
+            self.pause(BUSY)
+            self.hub.spawn(self._check(login, step))
+
+    def _challenge(self, text: str) -> None:
+        self.write(f"<challenge xmlns='{x.NS_SASL}'>{text}</challenge>".encode())
 
     async def _check(self, login: Login, step: Hash) -> None:
         """A password that came as it is: hash it in a thread, then go on reading."""
@@ -265,15 +294,15 @@ class ClientConnection(Connection):
             right = await self.hub.hashed(step.check)
         except EnvironmentProblem:
             right, condition = False, "temporary-auth-failure"
-        if self.closed_at:
-            return
-        if right:
+        if not right:
+            # Also if it has hung up meanwhile: that was a try.
+            self._refuse(login, condition)
+        elif not self.closed_at:
             self._accept(step.user, "")
             self.resume(BUSY)
-        else:
-            self._refuse(login, condition)
 
     def _accept(self, user: str, data: str) -> None:
+        self.hub.guard.succeeded(self.origin, user)
         self._user = user
         self._login = None
         self.opened = False
@@ -281,13 +310,19 @@ class ClientConnection(Connection):
         self.reader.reset()
         self.write(f"<success xmlns='{x.NS_SASL}'>{data}</success>".encode())
 
-    def _refuse(self, login: Login, condition: str) -> None:
+    def _refuse(self, login: Login, condition: str, text: str = "") -> None:
         """Say no, later each time, and close the stream after the last try."""
+        hub = self.hub
         login.failures += 1
-        log.info("server.login_failed", extra={**self._fields(), "condition": condition})
-        failure = f"<failure xmlns='{x.NS_SASL}'><{condition}/></failure>".encode()
-        last = login.failures >= self.hub.limits.login_failures_max
-        self._later(self.hub.limits.login_failure_delay_s * login.failures, failure, last=last)
+        delay_s = hub.limits.login_failure_delay_s * login.failures
+        if condition == "not-authorized":
+            delay_s = hub.guard.failed(self.origin, login.user, hub.loop.time())
+        if condition != "temporary-auth-failure":  # those are counted, and logged once in a while
+            fields = {**self._fields(), "condition": condition, "account": login.user}
+            log.info("server.login_failed", extra=fields)
+        words = f"<text xml:lang='en'>{x.escape_text(text)}</text>" if text else ""
+        failure = f"<failure xmlns='{x.NS_SASL}'><{condition}/>{words}</failure>".encode()
+        self._later(delay_s, failure, last=login.failures >= hub.limits.login_failures_max)
 
     def _later(self, delay_s: float, answer: bytes, *, last: bool) -> None:
         """Answer after a while, and read nothing until then."""
@@ -329,42 +364,32 @@ class ClientConnection(Connection):
         if wanted is None:
             self._answer_error(element, "bad-request", "username, password and token are needed")
             return
+        hold_s = self.hub.guard.hold_s(self.origin, TOKENS, self.hub.loop.time())
+        if hold_s is None:
+            self._answer_error(element, "resource-constraint", "too many failures from this address")
+            return
         self.pause(BUSY)
-        self.hub.spawn(self._register(login, element, wanted))
+        self.hub.spawn(self._register(login, element, wanted, hold_s))
 
-    async def _register(self, login: Login, element: Stanza, wanted: Registration) -> None:
-        accounts = self.hub.accounts
-        condition = text = ""
-        try:
-            # The token comes first: without one nobody learns which names are taken.
-            accounts.check_token(wanted.token)
-            iterations = accounts.iterations
-            keys = await self.hub.hashed(lambda: keys_of_password(wanted.password, iterations))
-            accounts.redeem(wanted.token, wanted.username, keys)
-        except AuthenticationError as problem:
-            condition, text = "not-authorized", problem.text
-        except NameTakenError as problem:
-            condition, text = "conflict", problem.text
-        except UsageError as problem:
-            condition, text = "not-acceptable", problem.text
-        except KestrelError as problem:
-            condition, text = "resource-constraint", "try again later"
-            log.error("server.registration_failed", extra={**self._fields(), "reason": problem.text})
-        if self.closed_at:
-            return
-        if condition == "not-authorized":
-            request = {"id": element.attrs.get("id", "")}
-            error = x.error_reply("iq", request, condition, text=text, from_=self.hub.settings.domain)
-            log.info("server.registration_refused", extra=self._fields())
-            delay_s = self.hub.limits.login_failure_delay_s * login.registrations
-            self._later(delay_s, error, last=login.registrations >= self.hub.limits.registrations_max)
-            return
-        if condition:
-            self._answer_error(element, condition, text)
+    async def _register(self, login: Login, element: Stanza, wanted: Registration, hold_s: float) -> None:
+        hub = self.hub
+        await asyncio.sleep(hold_s)
+        outcome = await make_account(hub, wanted)
+        delay_s = 0.0
+        if outcome.guessed:
+            delay_s = hub.guard.failed(self.origin, TOKENS, hub.loop.time())
+            log.info("server.registration_refused", extra={**self._fields(), "reason": outcome.text})
+        elif outcome.condition:
+            log.info("server.registration_failed", extra={**self._fields(), "reason": outcome.text})
         else:
-            log.info("server.account_made", extra={**self._fields(), "account": wanted.username})
-            self.write(x.iq_result({"id": element.attrs.get("id", "")}, from_=self.hub.settings.domain))
-        self.resume(BUSY)
+            log.info("server.account_made", extra={**self._fields(), "account": outcome.text})
+        request, domain = {"id": element.attrs.get("id", "")}, hub.settings.domain
+        if outcome.condition:
+            answer = x.error_reply("iq", request, outcome.condition, text=outcome.text, from_=domain)
+        else:
+            answer = x.iq_result(request, from_=domain)
+        last = outcome.guessed and login.registrations >= hub.limits.registrations_max
+        self._later(delay_s, answer, last=last)
 
     # ----------------------------------------------------------------------------------------------
     # binding (RFC 6120 section 7)

@@ -14,10 +14,12 @@ from asyncio import sslproto
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any, Protocol, TypeVar, cast
 
 from kestrel.errors import EnvironmentProblem, KestrelError, UsageError
 from kestrel.server.accounts import Accounts, keys_of_password
+from kestrel.server.guard import LoginGuard
 from kestrel.server.origin import is_loopback_peer
 from kestrel.server.routing import Router
 from kestrel.server.sessions import Session
@@ -71,6 +73,7 @@ class Hub:
         self.router = Router(
             settings.domain, frozenset(settings.components), accounts, settings.limits, self._change_password
         )
+        self.guard = LoginGuard(settings.limits)
         self.connections: set[Guest] = set()
         self.addresses: Counter[str] = Counter()
         """How many each origin has."""
@@ -224,6 +227,8 @@ class Hub:
         if self.refused:
             log.warning("server.connections_refused", extra={"count": self.refused})
             self.refused = 0
+        for each in self.guard.report(self.now):
+            log.warning("server.logins_guessed", extra=asdict(each))
         if self.crowded_out:
             log.warning("server.connections_crowded_out", extra={"count": self.crowded_out})
             self.crowded_out = 0

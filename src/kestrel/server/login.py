@@ -27,6 +27,8 @@ from kestrel.xmpp.scram import ScramKeys
 from kestrel.xmpp.stream import Stanza
 
 FIELD_CHARS_MAX = 4096
+USER_CHARS_SHOWN = 64
+"""Of a claimed name, in the log and where failures are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Login:
         self._scram: ScramServer | None = None
         self._mechanism = ""
         self._first = False
+        self.user = ""
+        """Whose password is being proved, in short; empty while nobody is named."""
         self.failures = 0
         self.registrations = 0
         """Tries to make an account."""
@@ -80,6 +84,7 @@ class Login:
     def on_auth(self, mechanism: str, text: str, *, encrypted: bool) -> Step:
         """`<auth/>`. Raises `SaslError`."""
         self._scram = None
+        self.user = ""
         if mechanism not in self.mechanisms(encrypted=encrypted):
             raise SaslError("invalid-mechanism", f"{mechanism[:40]!r} is not offered.")
         self._mechanism = mechanism
@@ -111,17 +116,22 @@ class Login:
         self._scram = None
 
     def _keys(self, mechanism: str, user: str) -> ScramKeys | None:
+        self.user = user[:USER_CHARS_SHOWN]
         try:
-            return self._accounts.keys(prepare_local(user), mechanism)
+            local = prepare_local(user)
         except JidError:
             return None
+        self.user = local[:USER_CHARS_SHOWN]
+        return self._accounts.keys(local, mechanism)
 
     def _plain(self, text: str) -> Hash:
         user, password = parse_plain(text)
+        self.user = user[:USER_CHARS_SHOWN]
         try:
             local = prepare_local(user)
         except JidError:
             raise SaslError("not-authorized", "Name or password is wrong.") from None
+        self.user = local[:USER_CHARS_SHOWN]
         keys = self._accounts.keys(local, SCRAM_SHA_256)
         if keys is None:
             keys = fake_keys(SCRAM_SHA_256, local, self._accounts.secret, self._accounts.iterations)

@@ -36,7 +36,26 @@ class ServerLimits:
     login_failures_max: int = 3
     """Per connection; the last one closes it."""
     login_failure_delay_s: float = 1.0
-    """Wait before a failed login is answered; grows with each failure of the connection."""
+    """Wait before a failed login is answered; grows with each failure."""
+    login_failure_delay_s_max: float = 10.0
+    guard_half_life_s: float = 300.0
+    """After so long a failed login counts half (see `LoginGuard`)."""
+    guard_failures: float = 10.0
+    """From so many on, tries of one network for one account have to wait for their turn …"""
+    guard_pace_s: float = 10.0
+    """… which comes every so often, …"""
+    guard_known_pace_s: float = 0.25
+    """… or as often as this if the account has logged in from there before."""
+    guard_origin_failures: float = 50.0
+    """From so many on, all tries of one network wait, but for accounts that have logged in from there …"""
+    guard_origin_pace_s: float = 0.05
+    """… and have their turn so often."""
+    guard_hold_s_max: float = 10.0
+    """Whose turn would come later than this is refused."""
+    guard_entries_max: int = 20_000
+    """Networks, accounts and pairs of them that are remembered, of each kind."""
+    guard_report_s: float = 60.0
+    """How often those who guess are written into the log."""
     registrations_max: int = 6
     """Tries to register per connection."""
     hashing_threads: int = 2
