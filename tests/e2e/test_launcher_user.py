@@ -83,6 +83,16 @@ def run(guest: UnixUser, place: Path, scripts: list[str], **fields: object) -> t
     return asyncio.run(scenario())
 
 
+@pytest.fixture
+def grouped(guest: UnixUser) -> Iterator[None]:
+    """This process has groups that no guest may keep."""
+    before = os.getgroups()
+    os.setgroups([0, 4])
+    yield
+    os.setgroups(before)
+
+
+@pytest.mark.usefixtures("grouped")
 def test_tasks_are_the_guest_in_every_respect(guest: UnixUser, open_directory: Path) -> None:
     _, said = run(
         guest,
