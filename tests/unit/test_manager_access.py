@@ -176,10 +176,10 @@ class TestRules:
         made = access()
         made.tell("ann@example.org", "admin")
         assert made.is_admin("ann@example.org/x")
-        assert made.tell("ann@example.org", "user")
+        assert made.tell("ann@example.org", "user") == "ann@example.org"
         assert allowed(made, "ann@example.org/x") == {"user"}
         assert not made.tell("ann@example.org", "user"), "the same again takes nothing away"
-        assert made.tell("ann@example.org", "none")
+        assert made.tell("ann@example.org", "none") == "ann@example.org"
         assert allowed(made, "ann@example.org/x") == set()
 
     def test_told_roles_are_bounded_and_who_is_forgotten_may_nothing(self):

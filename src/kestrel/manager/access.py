@@ -122,11 +122,12 @@ class Access:
             self.home = home
             self._cache.clear()
 
-    def tell(self, jid: str, role: str) -> bool:
+    def tell(self, jid: str, role: str) -> str:
         """The believed server says that this account of its domain has this role (`none`: no account, or
-        none of its roles). Whether somebody may have lost a right by that."""
+        none of its roles). Who may have lost a right by that: the account, the whole domain when it is the
+        first role that is told, or nobody (empty)."""
         if parts_of(jid).domain != self.authority:
-            return False
+            return ""
         first, self._tells = not self._tells, True
         known = self._told.pop(jid, None)
         if role in ROLES:
@@ -136,7 +137,9 @@ class Access:
         changed = first or (known is not None and known != role)
         if changed:
             self._cache.clear()
-        return changed
+        if first:
+            return self.authority
+        return jid if changed else ""
 
     def may(self, address: str, role: Role) -> Refusal | None:
         """None if the address may act in this role; else why not. The address is the one that was stamped."""
@@ -208,6 +211,12 @@ class Access:
         if told:
             hint = f"an account with the role {role} may; an administrator invites with --role {role}"
         return Refusal("not_allowed", text, hint)
+
+
+def is_of(address: str, whose: str) -> bool:
+    """Whether the address belongs to this account or domain."""
+    account = address.partition("/")[0]
+    return whose in (account, account.rpartition("@")[2])
 
 
 def home_of(address: str) -> str:

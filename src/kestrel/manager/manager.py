@@ -220,11 +220,11 @@ class Manager:
 
     def on_role(self, jid: str, role: str) -> None:
         """Who had more rights before loses what it had by them, at once."""
-        if self._closed or not self.access.tell(jid, role):
-            return
-        log.info("role_changed", extra={"jid": jid, "role": role})
-        self.roster.dismiss(jid)
-        self.requests.dismiss(jid)
+        concerned = "" if self._closed else self.access.tell(jid, role)
+        if concerned:
+            log.info("role_changed", extra={"jid": jid, "role": role})
+            self.roster.dismiss(concerned)
+            self.requests.dismiss(concerned)
 
     def admits(self, address: str) -> bool:
         """Whether this address may know of us: others get no answer to what asks for our presence."""

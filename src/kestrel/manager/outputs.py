@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kestrel.errors import UsageError
+from kestrel.manager.access import is_of
 from kestrel.manager.answers import may_touch
 from kestrel.manager.jobs import JobEntry
 from kestrel.manager.unit import Request, Unit
 from kestrel.manager.words import Manner
 from kestrel.ports import ReadTaskResults
 from kestrel.protocol import messages as m
-from kestrel.xmpp.jid import bare
 
 if TYPE_CHECKING:
     from kestrel.manager.manager import Manager
@@ -148,13 +148,13 @@ class Outputs:
         del self._relays[error.re]
         self.manager.reply(relay.sender, relay.manner, msgspec.structs.replace(error, re=relay.request.id))
 
-    def drop(self, jid: str) -> list[Request]:
-        """Forget the requests of this account that it may not make any more, and give them."""
+    def drop(self, whose: str) -> list[Request]:
+        """Forget the requests of this account, or domain, that may not be made any more, and give them."""
         manager = self.manager
         dropped: list[Request] = []
         for key, relay in list(self._relays.items()):
             entry = manager.jobs[relay.request.job]
-            if bare(relay.sender) == jid and not may_touch(manager, relay.sender, entry):
+            if is_of(relay.sender, whose) and not may_touch(manager, relay.sender, entry):
                 del self._relays[key]
                 dropped.append((relay.sender, relay.manner, relay.request))
         return dropped

@@ -13,6 +13,7 @@ import msgspec
 from kestrel.core import events as ev
 from kestrel.core.model import JobId, TaskIndex, TaskState
 from kestrel.errors import KestrelError, UsageError
+from kestrel.manager.access import is_of
 from kestrel.manager.answers import known, may_touch, named, owned, refusal, tell
 from kestrel.manager.intake import WORD_BYTES_MAX
 from kestrel.manager.jobs import JobEntry, Waiter
@@ -326,8 +327,8 @@ class Questions:
         waiting = [w for job in self._waiting for w in self.manager.jobs[job].waiters]
         return [*((w.sender, w.manner, w.request) for w in waiting), *self.outputs.unanswered()]
 
-    def dismiss(self, jid: str) -> None:
-        """This account has other rights now: it waits no more for what it may not have."""
+    def dismiss(self, whose: str) -> None:
+        """This account, or domain, has other rights now: it waits no more for what it may not have."""
         manager = self.manager
         text, hint = "you may not see this job any more", "ask an administrator of the pool"
 
@@ -338,7 +339,7 @@ class Questions:
         for job in list(self._waiting):
             entry = manager.jobs[job]
             lost = [
-                w for w in entry.waiters if bare(w.sender) == jid and not may_touch(manager, w.sender, entry)
+                w for w in entry.waiters if is_of(w.sender, whose) and not may_touch(manager, w.sender, entry)
             ]
             if lost:
                 self._keep_waiters(job, entry, [w for w in entry.waiters if w not in lost])
@@ -346,10 +347,10 @@ class Questions:
                 end(waiter.sender, waiter.manner, waiter.request.id)
         for entry in manager.books.watched():
             for sender, manner in list(entry.watchers.items()):
-                if bare(sender) == jid and not may_touch(manager, sender, entry):
+                if is_of(sender, whose) and not may_touch(manager, sender, entry):
                     manager.books.unwatch(entry.record.job, sender)
                     end(sender, manner, "")
-        for sender, manner, request in self.outputs.drop(jid):
+        for sender, manner, request in self.outputs.drop(whose):
             end(sender, manner, request.id)
 
     def forget_sender(self, sender: str) -> None:

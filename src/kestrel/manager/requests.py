@@ -201,9 +201,9 @@ class Requests:
         account = None if manager.access.is_admin(sender) else bare(sender)
         return m.Accepted(re=message.id, changed=manager.roster.drain(message, unit, events, account=account))
 
-    def dismiss(self, jid: str) -> None:
-        """This account has other rights now: what it waits for and may not have any more is not answered."""
-        self.questions.dismiss(jid)
+    def dismiss(self, whose: str) -> None:
+        """This account, or domain, has other rights now: who waits for what he may not have hears that."""
+        self.questions.dismiss(whose)
 
     # --- trouble ---------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from kestrel.core import events as ev
 from kestrel.core.model import HeldByWorker, WorkerId, WorkerOffer, fold_tags
 from kestrel.errors import UsageError
+from kestrel.manager.access import is_of
 from kestrel.manager.intake import REASON_CHARS_MAX, check_profile
 from kestrel.manager.meant import meant_by, nobody, patterns_of, user_patterns_of
 from kestrel.manager.unit import Unit, WorkerEntry
@@ -254,9 +255,10 @@ class Roster:
             self._missing.discard(worker)
             self._paused_by_presence.discard(worker)
 
-    def dismiss(self, jid: str) -> None:
-        """This account has other rights now: its workers that may not work any more are lost at once."""
-        for worker in [w for w in (*self.entries, *self.expected) if bare(w) == jid]:
+    def dismiss(self, whose: str) -> None:
+        """This account, or domain, has other rights now: those of its workers that may not work any more are
+        lost at once. Who is expected from the last life has the time to be told a role."""
+        for worker in [w for w in self.entries if is_of(w, whose)]:
             refusal = self.manager.access.may(worker, "worker")
             if refusal is None:
                 continue
