@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from kestrel.core import effects as fx
+from kestrel.core import events as ev
 from kestrel.core import execution_events as xe
 from kestrel.core.model import epoch_of
 from kestrel.manager.leadership import Leadership
@@ -109,6 +110,23 @@ class RefusesWatchers(Manager):
             self.reply(sender, manner, m.Error(re=message.id, code="no", text="not today"))
         else:
             super()._take(sender, manner, message)
+
+
+class IgnoresNames(Manager):
+    def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
+        super()._take(sender, manner, message)
+        for job in self.scheduler._books.jobs.values():
+            if job.terms.workers and not job.listed:
+                job.terms = replace(job.terms, workers=())
+                self.scheduler._books.matching._unsign(job)
+                self.scheduler._books.matching._sign(job)
+
+
+class IgnoresOwners(Manager):
+    def post(self, event: ev.Event) -> None:
+        if isinstance(event, ev.WorkerJoined):
+            event = replace(event, offer=replace(event.offer, users=()))
+        super().post(event)
 
 
 class IgnoresItsLapse(Manager):

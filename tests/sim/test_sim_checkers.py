@@ -35,6 +35,8 @@ def problems(shells: Shells) -> list[Exception]:
         ("submission_doubled", Shells(manager=planted.ForgetsSubmissions, port=planted.LosesSubmissionIds)),
         ("restarted", Shells(manager=planted.IgnoresRestartNever)),
         ("unbounded", Shells(manager=planted.LetsRepeatsWait)),
+        ("wish_ignored", Shells(manager=planted.IgnoresNames)),
+        ("wish_ignored", Shells(manager=planted.IgnoresOwners)),
         ("books_differ", Shells(manager=planted.ForgetsReturnedWorkers)),
         ("complaint", Shells(manager=planted.RefusesWatchers)),
         ("rebuilt_differs", Shells(port=planted.LosesTroubles)),

@@ -3,7 +3,8 @@
 Evidence is what the shells send (seen at the instant of sending), what is stored at that instant, what
 really ran (the ledger) and what users saw. A broken law raises `BrokenLawError` with the law's name. Called
 by the world; judges never change anything. Here is who looks when, and law 1; `reigns` judges managers that
-follow each other, `standing` the state between two events, `endings` the whole when it is over.
+follow each other, `wishes` what users and owners wish, `standing` the state between two events, `endings`
+the whole when it is over.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from kestrel.protocol import codec
 from kestrel.protocol import messages as m
 from kestrel.sim.endings import Endings
 from kestrel.sim.laws import ENDED, BrokenLawError
+from kestrel.sim.ledger import Run
 from kestrel.sim.network import Kind, Link, Stanza
 from kestrel.sim.reigns import Reigns
 from kestrel.sim.standing import Standing
+from kestrel.sim.wishes import WishJudge
 
 if TYPE_CHECKING:
     from kestrel.sim.hosts import ManagerHost
@@ -33,6 +36,7 @@ class Checkers:
     def __init__(self, world: World) -> None:
         self._world = world
         self.reigns = reigns = Reigns(world)
+        self.wishes = WishJudge(world)
         self.standing = Standing(world)
         self.endings = Endings(world, self.standing)
         self._reports: dict[tuple[str, int], list[m.AttemptReport]] = {}
@@ -42,7 +46,7 @@ class Checkers:
         world.network.on_sent = self._on_sent
         world.network.on_heard = lambda link, stanza: self._judge(lambda: self._judge_heard(link, stanza))
         world.disk.on_stored = lambda epoch, writes: self._judge(lambda: reigns.stored(epoch, writes))
-        world.ledger.on_start = lambda run: self._judge(lambda: reigns.starts(run))
+        world.ledger.on_start = lambda run: self._judge(lambda: self._judge_run(run))
         for host in world.managers:
             host.on_taken = reigns.took
 
@@ -76,6 +80,10 @@ class Checkers:
             if isinstance(drain, m.Drain) and drain.undo:
                 self.reigns.wants_back(drain.worker)
 
+    def _judge_run(self, run: Run) -> None:
+        self.reigns.starts(run)
+        self.wishes.starts(run)
+
     def _judge_heard(self, link: Link, stanza: Stanza) -> None:
         worker = self._workers.get(link.address)
         if worker is not None and worker.agent is not None:
@@ -96,6 +104,7 @@ class Checkers:
                 self._check_ack(to, to_worker)
             elif isinstance(to_worker, m.Tasks):
                 self.reigns.gives(host, to, to_worker)
+                self.wishes.gives(host, to, to_worker)
             return
         message = codec.decode_to_user(stanza.payload)
         if isinstance(message, m.Accepted):

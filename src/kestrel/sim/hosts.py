@@ -7,8 +7,11 @@ anew for each life. Called by the world and the faults; nothing here decides whe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
+
+from kestrel.core.addresses import Pattern
 from kestrel.core.execution_events import Finished
 from kestrel.errors import EnvironmentProblem, StoreError
 from kestrel.manager.jobs import terms_of
@@ -285,9 +288,12 @@ class WorkerHost(Node):
         address: str,
         settings: WorkerSettings,
         shells: Shells,
+        wish: Callable[[], list[str]],
     ) -> None:
+        """`wish`: whose jobs its owner takes in the next life (patterns; empty: everybody's)."""
         super().__init__(machinery, network, address)
         self.settings = settings
+        self._wish = wish
         self.spool: SimSpool | None = None
         self.health = Health()
         self.agent: WorkerAgent | None = None
@@ -301,6 +307,12 @@ class WorkerHost(Node):
         if self.alive:
             return
         self._begin_life()
+        users = self._wish()
+        self.settings = replace(
+            self.settings,
+            owner=replace(self.settings.owner, users=tuple(map(Pattern.parse, users))),
+            profile=msgspec.structs.replace(self.settings.profile, users=users),
+        )
         if self.spool is None:
             self.spool = SimSpool()
         else:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+
 from kestrel.core.model import SchedulerSettings
 from kestrel.manager.access import AccessRules
 from kestrel.manager.leadership import LeaseSettings
@@ -29,6 +31,7 @@ from kestrel.sim.scripts import Scripts
 from kestrel.sim.storage import Disk
 from kestrel.sim.trace import Trace
 from kestrel.sim.user import JobPlan, ScriptedUser
+from kestrel.sim.wishes import Wishes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class World:
         self.timeline = Timeline()
         self.trace = Trace()
         self.scripts = Scripts(random)
+        self.wishes = Wishes(seed)
         self.ledger = Ledger()
         self.machinery = Machinery(self.timeline, random, self.trace, self.ledger, self.scripts)
         self.network = Network(self.timeline, random, self.trace)
@@ -183,6 +187,7 @@ class World:
                 finished_max=random.choice(settings.finished_max),
             ),
             shells,
+            lambda: self.wishes.users(number),
         )
 
     def _users(
@@ -199,6 +204,9 @@ class World:
                 ]
                 for u in range(random.randint(1, settings.users_max))
             ]
+            addresses = [worker.address for worker in self.workers]
+            for plan in (plan for user_plans in chosen for plan in user_plans):
+                plan.message = msgspec.structs.replace(plan.message, workers=self.wishes.workers(addresses))
         return [
             UserHost(self.machinery, self.network, f"user{u}@example/main", manager, user_plans)
             for u, user_plans in enumerate(chosen)
