@@ -20,6 +20,7 @@ from realpool.sites import TwoSites
 
 SOON_S = 60.0
 OUTPUT_BYTES = 100_000
+WELCOMED, GONE = " welcomed ", " manager_gone "
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,21 @@ def test_a_silent_break_between_the_sites_loses_nothing_and_records_nothing_twic
     waiting.end()
 
 
+def test_when_the_server_of_the_pool_restarts_the_other_site_is_back_soon(linked: Linked) -> None:
+    split = Split(linked, linked.ann, "restarted")
+    linked.sites.a.server.stop(kill=True)
+    log = linked.workers["b"].home / "worker.log"
+    came_up = log.read_text().count(WELCOMED)
+    split.open(split.at_b, "b")
+    until(lambda: b'"attempt"' in linked.journal_of("b"), "B has a result that nobody hears of", SOON_S)
+    linked.sites.a.server.start()
+    until(lambda: log.read_text().count(WELCOMED) > came_up, "B is welcomed", SOON_S, seen=linked.describe)
+    split.open(split.at_a, "a")
+    assert linked.ann.run("wait", split.job).returncode == 0
+    assert split.results() == {split.at_a: "a", split.at_b: "b"}
+    assert len(split.runs()) == 2, "nothing ran twice"
+
+
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
 def test_when_the_server_of_a_site_goes_its_tasks_run_elsewhere_and_its_workers_come_back(
     linked: Linked, kill: bool
@@ -163,3 +179,25 @@ def test_when_the_server_of_a_site_goes_its_tasks_run_elsewhere_and_its_workers_
     )
     assert split.results() == {split.at_a: "a", split.at_b: "b"}
     until(lambda: linked.seen() == ["a", "b"], "both work again", SOON_S, seen=linked.describe)
+
+
+@pytest.mark.parametrize("stranger", ["a", "b"])
+def test_sites_are_not_linked_when_the_certificate_of_one_is_not_trusted(
+    tmp_path: Path, stranger: str
+) -> None:
+    """Anybody could call himself so: neither may B's server pass for A's, nor A's for B's."""
+    need_networks()
+    with TwoSites(tmp_path, make_server, stranger=stranger) as sites:
+        host = Computer(sites.a.machine, tmp_path)
+        host.start_manager(sites.a.server, "--worker", sites.b.domain, "--user", sites.a.domain)
+        worker = sites.computer(sites.b, "wb")
+        worker.start_worker(sites.account(sites.b, "worker"))
+        log = worker.home / "worker.log"
+        until(
+            lambda: GONE in log.read_text(),
+            "the worker hears that A is not there",
+            SOON_S,
+            seen=log.read_text,
+        )
+        assert WELCOMED not in log.read_text()
+        assert "site-b" not in (host.home / "manager.log").read_text()

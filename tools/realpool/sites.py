@@ -74,8 +74,11 @@ class Site:
 class TwoSites:
     """`with TwoSites(scratch, make_server) as sites: …`; both servers run, and no manager yet."""
 
-    def __init__(self, scratch: Path, make_server: Callable[..., LiveServer]) -> None:
-        """`make_server(kind, **wanted)` makes a server that is not started yet."""
+    def __init__(self, scratch: Path, make_server: Callable[..., LiveServer], *, stranger: str = "") -> None:
+        """`make_server(kind, **wanted)` makes a server that is not started yet.
+
+        `stranger`: letter of a site whose certificate is from an authority that nobody else believes.
+        """
         self.scratch = scratch
         self.network = network = Network()
         try:
@@ -83,6 +86,7 @@ class TwoSites:
             self._kept = tempfile.TemporaryDirectory(prefix="kestrel-sites-")
             os.chmod(self._kept.name, 0o755)
             self.authority = Authority(Path(self._kept.name))
+            self._stranger = stranger
             between = network.lan("between")
             self.a, self.b = Site(network, between, 1), Site(network, between, 2)
             for site, kind in ((self.a, "prosody"), (self.b, "ejabberd")):
@@ -94,7 +98,12 @@ class TwoSites:
 
     def _wanted(self, site: Site) -> dict[str, Any]:
         """How its server is made."""
-        files = self.authority.certify(site.domain, site.component)
+        authority = self.authority
+        if site.letter == self._stranger:
+            elsewhere = Path(self._kept.name) / "elsewhere"
+            elsewhere.mkdir()
+            authority = Authority(elsewhere)
+        files = authority.certify(site.domain, site.component)
         if os.geteuid() == 0:
             for file in files:
                 os.chmod(file, 0o644)  # good for two days and two domains that nobody can have
@@ -148,6 +157,6 @@ class TwoSites:
     def account(self, site: Site, name: str) -> PoolAccess:
         """An account at a site, for the pool of site A; nothing but the address is known of its server."""
         password = site.server.add_account(name).password
-        return PoolAccess(
-            manager=self.a.component, jid=f"{name}@{site.domain}", password=password, host="", port=0
-        )
+        pinned = site.server.fingerprint if site.letter == self._stranger else ""
+        jid = f"{name}@{site.domain}"
+        return PoolAccess(self.a.component, jid, password, host="", port=0, fingerprint=pinned)

@@ -19,7 +19,7 @@ import click
 from kestrel.cli.output import Output
 from kestrel.config import private_directory, write_private
 from kestrel.errors import EnvironmentProblem, UsageError
-from kestrel.local.foreign import ServerPlan, ejabberd_yml, ejabberdctl_cfg, prosody_cfg
+from kestrel.local.foreign import Federation, ServerPlan, ejabberd_yml, ejabberdctl_cfg, prosody_cfg
 from kestrel.xmpp.component import COMPONENT_PORT
 
 SECRET_NAME = "component.secret"
@@ -89,6 +89,21 @@ def _port(name: str, default: int, text: str) -> Callable[[_F], _F]:
     "--invites", is_flag=True, help="Prosody: accounts can be made with its invitations (XEP-0445)."
 )
 @click.option(
+    "--federate", is_flag=True, help="Link it with other servers (s2s), by TLS with good certificates only."
+)
+@click.option(
+    "--federate-listen",
+    default="",
+    metavar="ADDRESS",
+    help="Address to listen on for other servers, port 5269.  [default: as for workers and users]",
+)
+@click.option(
+    "--federate-ca",
+    default="",
+    metavar="FILE",
+    help="PEM file of the authorities whose certificates are good.  [default: those of the system]",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the configuration into this file, readable by you only.",
@@ -119,7 +134,8 @@ def config(
     if bool(certificate) != bool(key):
         raise UsageError("--certificate and --key go together", hint="name both; they may be the same file")
     own = None if directory is None else directory.absolute()
-    plan = _plan(kind, own, given)
+    federation = _federation(given.pop("federate"), given.pop("federate_listen"), given.pop("federate_ca"))
+    plan = _plan(kind, own, given | {"federation": federation})
     if certificate:
         plan = replace(plan, certificate=certificate, key=key)
     if own is not None:
@@ -160,6 +176,12 @@ def _plan(kind: str, own: Path | None, given: dict[str, Any]) -> ServerPlan:
         pidfile=_pidfile(kind, own),
         as_root=own is not None and hasattr(os, "geteuid") and os.geteuid() == 0,
     )
+
+
+def _federation(wanted: bool, listen: str, ca: str) -> Federation | None:
+    if not wanted and (listen or ca):
+        raise UsageError("--federate-listen and --federate-ca say how to --federate", hint="add --federate")
+    return Federation(ip=listen, cafile=ca) if wanted else None
 
 
 def _file_name(kind: str) -> str:

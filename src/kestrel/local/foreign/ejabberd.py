@@ -6,7 +6,7 @@ Called through `kestrel.local.foreign`. What the lines are good for was measured
 from __future__ import annotations
 
 from kestrel.config import WEBSOCKET_PATH
-from kestrel.local.foreign.plan import SESSIONS_PER_ACCOUNT_MAX, STANZA_BYTES_MAX, ServerPlan
+from kestrel.local.foreign.plan import RETRY_S_MAX, SESSIONS_PER_ACCOUNT_MAX, STANZA_BYTES_MAX, ServerPlan
 
 STANZAS_QUEUED_MAX = 100_000
 """Waiting for one connection; more, and it is closed as too slow."""
@@ -61,6 +61,10 @@ def _security(plan: ServerPlan) -> list[str]:
     if plan.federation is None:
         return [*lines, "s2s_access: none # closed to other servers"]
     lines += ["s2s_use_starttls: required # other servers by a good certificate only"]
+    lines += [
+        "# After a failed connection all that is for that server comes back as an error, for up to:",
+        f"s2s_max_retry_delay: {RETRY_S_MAX} seconds # stock: 5 minutes",
+    ]
     return [*lines, *([f's2s_cafile: "{plan.federation.cafile}"'] if plan.federation.cafile else [])]
 
 

@@ -12,6 +12,10 @@ STANZA_BYTES_MAX = 2**20
 """The largest stanza that the servers take: five times the largest message of Kestrel."""
 SESSIONS_PER_ACCOUNT_MAX = 100_000
 """All workers of a pool may share one account."""
+RETRY_S_MAX = 5
+"""Longest pause before another server is tried again; until then all that is sent there comes back."""
+CONNECTING_S_MAX = 20
+"""Another server that has not let us in by then is not there."""
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _PLAIN = re.compile(r"[^\"'\\\x00-\x1f\x7f]*")
 
@@ -22,7 +26,7 @@ class PlanError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Federation:
-    """Streams to and from other servers (s2s): TLS with good certificates only."""
+    """Links to other servers (s2s): TLS with good certificates only (docs/servers/federation.md)."""
 
     port: int = 5269
     cafile: str = ""
@@ -77,8 +81,9 @@ class ServerPlan:
                     f"{getattr(self, name)!r} is no {name} name",
                     hint="use small letters, digits, dots, dashes",
                 )
-        for each in fields(self):
-            value = getattr(self, each.name)
+        inner = fields(self.federation) if self.federation else ()
+        for owner, each in [(self, f) for f in fields(self)] + [(self.federation, f) for f in inner]:
+            value = getattr(owner, each.name)
             if isinstance(value, str) and not _PLAIN.fullmatch(value):
                 raise PlanError(
                     f"the {each.name} has quotes, backslashes or control characters",
@@ -89,7 +94,8 @@ class ServerPlan:
                 f"the component {self.component} is not below the domain {self.domain}",
                 hint=f"e.g. kestrel.{self.domain}",
             )
-        for address in (self.listen, self.component_listen):
+        federated = [self.federation.ip] if self.federation and self.federation.ip else []
+        for address in (self.listen, self.component_listen, *federated):
             try:
                 ipaddress.ip_address(address)
             except ValueError:

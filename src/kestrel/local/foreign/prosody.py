@@ -6,7 +6,7 @@ Called through `kestrel.local.foreign`. What the lines are good for was measured
 from __future__ import annotations
 
 from kestrel.config import WEBSOCKET_PATH
-from kestrel.local.foreign.plan import STANZA_BYTES_MAX, ServerPlan
+from kestrel.local.foreign.plan import CONNECTING_S_MAX, STANZA_BYTES_MAX, ServerPlan
 
 STANZAS_UNACKED_MAX = 10_000
 
@@ -92,6 +92,7 @@ def _security(plan: ServerPlan) -> list[str]:
             "s2s_require_encryption = true",
             "s2s_secure_auth = true -- other servers by a good certificate only",
             f"s2s_stanza_size_limit = {STANZA_BYTES_MAX}",
+            f"s2s_timeout = {CONNECTING_S_MAX} -- then what waits for another server comes back; stock: 90",
         ]
     if plan.invites:
         lines += [
