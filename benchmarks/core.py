@@ -4,8 +4,8 @@
 
 Prints, for reading and (`--json`) for programs: task life-cycles per second (queued, handed out in
 batches, reported in batches of 100, recorded), submission and cancellation of a million tasks with
-their time and memory, and the time per event with few and with many idle workers. Exits with 1 if a
-target is missed.
+their time and memory, and the time per event with few and with many idle workers, for jobs that name nobody
+and for jobs that name their workers beside a thousand others that do. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections import deque
 
 from kestrel.core import effects as fx
 from kestrel.core import events as ev
+from kestrel.core.addresses import Pattern
 from kestrel.core.model import AttemptEnd, AttemptOutcome, JobTerms, SchedulerSettings, WorkerOffer
 from kestrel.core.scheduler import Scheduler
 
@@ -99,6 +100,49 @@ def submit_and_cancel() -> dict[str, float]:
     }
 
 
+def named_event_us(idle: int, rounds: int = 1000) -> float:
+    """Microseconds from one more task of an open job, which names half of so many idle workers, to its end;
+    beside a thousand open jobs that each name a few of them."""
+    scheduler = Scheduler(SchedulerSettings(), epoch=1)
+    scheduler.handle([ev.WorkerJoined(f"w{i}@pool/core{i % 2}", WorkerOffer(2)) for i in range(idle)], 0.0)
+    for i in range(1000):
+        few = (Pattern.parse(f"w{i}@pool"), Pattern.parse(f"w{i + 1}@pool/core0"))
+        scheduler.handle([ev.JobSubmitted(i + 2, JobTerms("user@pool", workers=few), 0, True)], 0.0)
+    half = (Pattern.parse("w*@pool/core1"),)
+    scheduler.handle([ev.JobSubmitted(1, JobTerms("user@pool", workers=half), 0, True)], 0.0)
+    best = float("inf")
+    task = 0
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(rounds // 5):
+            effects = scheduler.handle([ev.JobExtended(1, 1, False)], 1.0)
+            given = next(e for e in effects if isinstance(e, fx.AssignTasks))
+            outcome = AttemptOutcome(1, task, given.attempt, AttemptEnd.COMPLETED, 1.0)
+            scheduler.handle([ev.AttemptsReported(given.worker, task + 1, [outcome])], 1.0)
+            task += 1
+        best = min(best, (time.perf_counter() - began) / (rounds // 5))
+    return best * 1e6
+
+
+def naming_ms(workers: int = 10_000) -> dict[str, float]:
+    """Milliseconds to submit a job that names one account, or half of all by `*`, among so many workers."""
+    scheduler = Scheduler(SchedulerSettings(), epoch=1)
+    scheduler.handle([ev.WorkerJoined(f"w{i}@pool/core{i % 2}", WorkerOffer(2)) for i in range(workers)], 0.0)
+    took: dict[str, float] = {}
+    job = 0
+    for name, text in (("one", "w{}@pool"), ("half", "w*@pool/*{}")):
+        times = []
+        for i in range(5):
+            job += 1
+            terms = JobTerms("user@pool", workers=(Pattern.parse(text.format(i % 2)),))
+            began = time.perf_counter()
+            scheduler.handle([ev.JobSubmitted(job, terms, 0, True)], 1.0)
+            scheduler.handle([ev.JobCancelled(job)], 1.0)
+            times.append(time.perf_counter() - began)
+        took[f"naming_{name}_ms"] = min(times) * 1e3
+    return took
+
+
 def event_us(idle: int, rounds: int = 2000) -> float:
     """Microseconds per one-task job, from submission to its end, beside so many idle workers."""
     scheduler = Scheduler(SchedulerSettings(), epoch=1)
@@ -130,6 +174,7 @@ def main() -> int:
         loop = max(loop, loop_rate())
         rate = max(rate, life_cycles(chosen.tasks, chosen.workers))
     few, many = event_us(10), event_us(10_000)
+    named_few, named_many = named_event_us(1000), named_event_us(10_000)
     figures = {
         "life_cycles_per_s": rate,
         "loop_turns_per_s": loop,
@@ -138,12 +183,17 @@ def main() -> int:
         "event_us_10_idle": few,
         "event_us_10000_idle": many,
         "idle_ratio": many / few,
+        "named_event_us_1000_idle": named_few,
+        "named_event_us_10000_idle": named_many,
+        "named_idle_ratio": named_many / named_few,
+        **naming_ms(),
     }
     targets = {
         "life_cycles_per_s": rate >= 100_000,
         "submit_ms": figures["submit_ms"] <= 1.0,
         "peak_mb": figures["peak_mb"] <= 50.0,
         "idle_ratio": figures["idle_ratio"] <= 2.0,
+        "named_idle_ratio": figures["named_idle_ratio"] <= 2.0,
     }
     if chosen.json:
         print(json.dumps(figures))
