@@ -37,6 +37,7 @@ class ClientConnection(Connection):
 
     __slots__ = ("_login", "_user", "encrypted")
 
+    way = "stream"
     takes_starttls = True
 
     def __init__(self, hub: Hub) -> None:
@@ -417,7 +418,10 @@ class ClientConnection(Connection):
         hub.logged_in(self)
         bound = f"<bind xmlns='{x.NS_BIND}'><jid>{x.escape_text(session.address)}</jid></bind>"
         self.write(x.iq_result({"id": element.attrs.get("id", "")}, payload=bound))
-        log.info("server.session_opened", extra={**self._fields(), "encrypted": self.encrypted})
+        log.info(
+            "server.session_opened",
+            extra={**self._fields(), "way": self.way, "encrypted": self.encrypted},
+        )
 
     def _answer_error(self, element: Stanza, condition: str, text: str) -> None:
         request = {"id": element.attrs.get("id", "")}

@@ -28,6 +28,7 @@ class WebSocketConnection(ClientConnection):
     __slots__ = ("_framing",)
 
     ack_request = FINAL_TEXT + bytes((len(REQUEST),)) + REQUEST
+    way = "websocket"
     takes_starttls = False
 
     def __init__(self, hub: Hub, websocket: WebSocket) -> None:
