@@ -33,7 +33,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tasks": ("kestrel.cli.jobs", "list the tasks of a job"),
     "pool": ("kestrel.cli.pool", "show the workers of a pool"),
     "drain": ("kestrel.cli.pool", "give a worker no more tasks"),
-    "invite": ("kestrel.cli.pool", "print an invitation for another machine"),
+    "invite": ("kestrel.cli.invite", "print an invitation for another machine or person"),
+    "join": ("kestrel.cli.join", "use a pool that somebody has invited you to"),
+    "account": ("kestrel.cli.account", "list, end and change the accounts of a pool"),
     "store": ("kestrel.cli.store", "check, back up or export what a manager has stored"),
     "completion": ("kestrel.cli.completion", "print the completion script for a shell"),
 }

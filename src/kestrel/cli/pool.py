@@ -1,18 +1,15 @@
-"""The commands that concern the workers of a pool: pool, drain, invite."""
+"""The commands that concern the workers of a pool: pool, drain."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from kestrel.cli.connect import access_of, connected_client, pool_name
-from kestrel.cli.options import duration, json_option, pool_option
+from kestrel.cli.connect import connected_client
+from kestrel.cli.options import json_option, pool_option
 from kestrel.cli.output import Output, iso_time
-from kestrel.config import Invitation, data_home
 from kestrel.core.addresses import PARTS
-from kestrel.errors import UsageError
 from kestrel.protocol import messages as m
 
 WORKER_COLUMNS = ("WORKER", "STATE", "SLOTS", "TASKS", "DONE", "FAILED", "OS", "RAM_MIB", "PROVIDES")
@@ -103,38 +100,3 @@ def drain(pattern: str, undo: bool, pool: str | None, as_json: bool) -> None:
         return
     count = "1 worker" if answer.changed == 1 else f"{answer.changed} workers"
     Output("table").line(f"{count} {'back in use' if undo else 'draining'}.")
-
-
-@click.command()
-@click.option("--role", type=click.Choice(["worker", "user", "admin"]), default="worker", show_default=True)
-@click.option("--uses", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--expires", default="7d", show_default=True, metavar="TIME", callback=duration)
-@pool_option
-@json_option
-def invite(role: str, uses: int, expires: float, pool: str | None, as_json: bool) -> None:
-    """Print an invitation to the pool that `kestrel up` runs on this machine."""
-    from kestrel.server.accounts import Accounts
-
-    access = access_of(pool)
-    path = Path(access.accounts) if access.accounts else data_home() / pool_name(pool) / "accounts.db"
-    if not path.exists():
-        raise UsageError(
-            f"the accounts of this pool are not kept here ({path} does not exist)",
-            hint="invite on the machine where `kestrel up` runs",
-        )
-    accounts = Accounts(path)
-    try:
-        token = accounts.invite(role, uses=uses, expires_s=expires)
-    finally:
-        accounts.close()
-    domain = access.jid.partition("@")[2]
-    line = str(
-        Invitation(
-            token, access.public_host or access.host, access.port, domain, access.manager, access.fingerprint
-        )
-    )
-    out = Output("json" if as_json else "table")
-    if as_json:
-        out.document({"invitation": line, "role": role, "uses": uses})
-    else:
-        out.line(line)

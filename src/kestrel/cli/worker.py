@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import re
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Literal
 import click
 import msgspec
 
+from kestrel.cli.joining import INVITATION_VARIABLE, join, plain_name, read_invitation, wanted_invitation
 from kestrel.cli.logs import set_up_logs
 from kestrel.cli.output import Output
 from kestrel.cli.owner import owner_options, owner_rules, resource_of
@@ -22,13 +21,19 @@ from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.worker.profile import detect
 from kestrel.worker.service import ServiceSettings, run_with_access
 from kestrel.xmpp.jid import JID
-from kestrel.xmpp.register import register
 
 WORKERS_PER_MACHINE_MAX = 1000
+ACCESS_NAME = "access.json"
 
 
 @click.command()
-@click.option("--join", "invitation", metavar="INVITATION", help="The line that `kestrel up` printed.")
+@click.option(
+    "--join",
+    "invitation",
+    metavar="INVITATION",
+    help="The line that `kestrel up` or `kestrel invite` printed. Others on this machine can read command "
+    f"lines: - reads it from standard input, @FILE from a file; or put it into ${INVITATION_VARIABLE}.",
+)
 @click.option("--jid", metavar="JID", help="Or: an account on any XMPP server …")
 @click.option("--password-file", type=click.Path(path_type=Path, dir_okay=False), help="… its password …")
 @click.option("--manager", "manager_jid", metavar="JID", help="… and the manager to work for.")
@@ -96,16 +101,17 @@ def worker(
         raise UsageError(
             "with --each-core the resources are core0, core1 …", hint=f"write --jid {jid.partition('/')[0]}"
         )
+    invitation = invitation if jid is not None else wanted_invitation(invitation)
     if (invitation is None) == (jid is None):
         raise UsageError("name either --join or --jid", hint="see kestrel worker --help")
-    invited = None if invitation is None else Invitation.parse(invitation)
+    invited = None if invitation is None else read_invitation(invitation)
     account = None
     if jid is not None:
         account = _account(jid, password_file, manager_jid, host, port, fingerprint)
     domain = invited.domain if invited else (jid or "").partition("@")[2].partition("/")[0]
     for place in [directory] if directory else _places(domain, name):
         private_directory(place)
-        access = account or asyncio.run(_join(invited, place, name or place.name))  # type: ignore[arg-type]
+        access = account or _join(invited, place, name or place.name)  # type: ignore[arg-type]
         if jid is not None and not each_core:
             access = replace(access, resource=resource_of(jid, place))
         settings = ServiceSettings(
@@ -123,6 +129,15 @@ def worker(
         except EnvironmentProblem as problem:
             if problem.code != "in_use" or directory or name:
                 raise
+        except AuthenticationError as problem:
+            if not invited or problem.code == "certificate":
+                raise
+            raise AuthenticationError(
+                problem.text,
+                hint=f"was the account removed? To join again, remove {place / ACCESS_NAME} and use a new "
+                "invitation",
+                code=problem.code,
+            ) from None
     raise EnvironmentProblem(
         f"{WORKERS_PER_MACHINE_MAX} workers run on this machine",
         hint="one worker with --slots serves it better",
@@ -138,65 +153,9 @@ async def _work(access: PoolAccess, settings: ServiceSettings, each_core: int) -
     await run_with_access(access, settings, each_core=each_core)
 
 
-async def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
+def _join(invited: Invitation, place: Path, name: str) -> PoolAccess:
     """The account that this directory has with the pool, made with the invitation if it has none."""
-    path = place / "access.json"
-    if path.exists():
-        access = PoolAccess.load(path)
-        if access.manager == invited.manager and access.fingerprint == invited.fingerprint:
-            return _moved(access, invited, path)
-    plain = _plain(name)
-    try:
-        try:
-            jid, password = await _register(invited, plain)
-        except UsageError:  # somebody has this name: be one of several
-            jid, password = await _register(invited, f"{plain}-{secrets.token_hex(3)}")
-    except AuthenticationError as problem:
-        if problem.code == "certificate":
-            raise
-        raise AuthenticationError(
-            f"the pool did not accept this invitation: {problem.text}",
-            hint="ask for a new one: `kestrel invite` on the pool's machine prints one",
-        ) from None
-    access = PoolAccess(
-        manager=invited.manager,
-        jid=jid,
-        password=password,
-        host=invited.host,
-        port=invited.port,
-        fingerprint=invited.fingerprint,
-        resource="worker",
-    )
-    access.save(path)
-    return access
-
-
-async def _register(invited: Invitation, name: str) -> tuple[str, str]:
-    return await register(
-        invited.host,
-        invited.port,
-        invited.domain,
-        invited.token,
-        username=name,
-        fingerprint=invited.fingerprint or None,
-    )
-
-
-def _moved(access: PoolAccess, invited: Invitation, path: Path) -> PoolAccess:
-    """The same pool may have another address today."""
-    if (access.host, access.port) == (invited.host, invited.port):
-        return access
-    moved = PoolAccess(
-        manager=access.manager,
-        jid=access.jid,
-        password=access.password,
-        host=invited.host,
-        port=invited.port,
-        fingerprint=access.fingerprint,
-        resource=access.resource,
-    )
-    moved.save(path)
-    return moved
+    return join(invited, place / ACCESS_NAME, name, purpose="worker", resource="worker")
 
 
 def _account(
@@ -231,18 +190,13 @@ def _account(
 
 def _places(domain: str, name: str) -> Iterator[Path]:
     """The directory of this name; without a name those of this machine, until one is not in use."""
-    home = data_home() / "workers" / _plain(domain)
+    home = data_home() / "workers" / plain_name(domain)
     if name:
-        yield home / _plain(name)
+        yield home / plain_name(name)
         return
-    machine = _plain(platform.node().partition(".")[0]) or "worker"
+    machine = plain_name(platform.node().partition(".")[0]) or "worker"
     for number in range(1, WORKERS_PER_MACHINE_MAX + 1):
         yield home / (machine if number == 1 else f"{machine}-{number}")
-
-
-def _plain(name: str) -> str:
-    """A name that is good for a directory and for an address."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:60]
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:

@@ -306,6 +306,11 @@ class Accounts:
             )
         return token
 
+    @staticmethod
+    def id_of(token: str) -> str:
+        """Under which `invitations` shows the one with this token."""
+        return _hash(token)[:INVITATION_ID_CHARS]
+
     def check_token(self, token: str) -> str:
         """Role that the token gives. Raises `AuthenticationError` with the reason if it gives none."""
         with self._reading():
@@ -332,7 +337,7 @@ class Accounts:
         name = _name(local)
         with self.transaction() as connection:
             role = self.check_token(token)
-            self._insert(connection, name, keys, role, _hash(token)[:INVITATION_ID_CHARS])
+            self._insert(connection, name, keys, role, self.id_of(token))
             connection.execute(
                 "UPDATE invitations SET uses_left = uses_left - 1 WHERE hash = ?", (_hash(token),)
             )

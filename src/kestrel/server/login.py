@@ -27,6 +27,7 @@ from kestrel.xmpp.scram import ScramKeys
 from kestrel.xmpp.stream import Stanza
 
 FIELD_CHARS_MAX = 4096
+_TOKEN = f"{{{x.NS_INVITATION}}}token"
 USER_CHARS_SHOWN = 64
 """Of a claimed name, in the log and where failures are counted."""
 
@@ -145,6 +146,8 @@ class Registration:
     username: str
     password: str
     token: str
+    purpose: str = ""
+    """What the account is to be used for, a role; empty: whatever the invitation gives."""
 
     @classmethod
     def parse(cls, stanza: Stanza) -> Registration | None:
@@ -153,11 +156,12 @@ class Registration:
         fields = (
             query.findtext(f"{{{x.NS_REGISTER}}}username") or "",
             query.findtext(f"{{{x.NS_REGISTER}}}password") or "",
-            (query.findtext(f"{{{x.NS_INVITATION}}}token") or "").strip(),
+            (query.findtext(_TOKEN) or "").strip(),
         )
         if not all(0 < len(field) <= FIELD_CHARS_MAX for field in fields):
             return None
-        return cls(*fields)
+        token = query.find(_TOKEN)
+        return cls(*fields, "" if token is None else token.get("purpose", ""))
 
 
 REGISTRATION_FORM = (

@@ -17,6 +17,13 @@ from kestrel.server.login import Registration
 log = logging.getLogger("kestrel.server")
 
 
+_MISFITS = {
+    ("worker", "user"): "it is for a worker: `kestrel worker --join` takes it",
+    ("user", "worker"): "it is for a user: `kestrel join` takes it",
+}
+"""(role of the invitation, what the account shall be used for) → what is wrong with that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Registered:
     """What came of it."""
@@ -33,7 +40,11 @@ async def make_account(hub: Hub, wanted: Registration) -> Registered:
     """Use the invitation, if everything else is right, too."""
     accounts = hub.accounts
     try:
-        accounts.check_token(wanted.token)
+        role = accounts.check_token(wanted.token)
+        misfit = _MISFITS.get((role, wanted.purpose))
+        if misfit is not None:
+            # It is not used up by a mistake.
+            return Registered(misfit, "not-allowed")
         iterations = accounts.iterations
         keys = await hub.hashed(lambda: keys_of_password(wanted.password, iterations))
         accounts.redeem(wanted.token, wanted.username, keys)

@@ -40,9 +40,12 @@ async def register(
     fingerprint: str | None = None,
     via: Via = "",
     path: str = "",
+    purpose: str = "",
 ) -> tuple[str, str]:
     """Make an account; returns its bare JID and password.
 
+    `purpose`: what it is for, `worker` or `user`; our own server does not use the invitation up for what it
+    does not allow.
     Without `username` a random one is taken, without `password` a strong one is made.
     Raises `AuthenticationError` (the token or the certificate is not accepted), `UsageError` (the name
     is taken), `EnvironmentProblem`, `PeerError`.
@@ -59,7 +62,7 @@ async def register(
                     [username] if username else [f"w-{secrets.token_hex(5)}" for _ in range(NAMES_TRIED_MAX)]
                 )
                 for name in names:
-                    answer = await _ask(dialled.wire, name, password, token)
+                    answer = await _ask(dialled.wire, name, password, token, purpose)
                     if answer.attrs.get("type") == "result":
                         return str(JID(JID.parse(f"{name}@{domain}").local, endpoint.domain, "")), password
                     condition = error_condition(answer)
@@ -84,11 +87,12 @@ async def _show(wire: Wire, domain: str, token: str) -> None:
         raise _refusal(error_condition(answer), answer, domain)
 
 
-async def _ask(wire: Wire, name: str, password: str, token: str) -> Stanza:
+async def _ask(wire: Wire, name: str, password: str, token: str, purpose: str) -> Stanza:
     query = (
         f"<query xmlns='{x.NS_REGISTER}'><username>{x.escape_text(name)}</username>"
         f"<password>{x.escape_text(password)}</password>"
-        f"<token xmlns='{x.NS_INVITATION}'>{x.escape_text(token)}</token></query>"
+        f"<token xmlns='{x.NS_INVITATION}'{x.attributes(purpose=purpose)}>{x.escape_text(token)}</token>"
+        "</query>"
     )
     return await _answer(wire, query)
 
@@ -105,15 +109,15 @@ async def _answer(wire: Wire, payload: str, *, to: str = "") -> Stanza:
 
 
 def _refusal(condition: str, answer: Stanza, domain: str) -> AuthenticationError | PeerError:
+    error = answer.tree().find(f"{{{x.NS_CLIENT}}}error")
+    words = error.findtext(f"{{{x.NS_STANZA_ERRORS}}}text", "")[:200] if error is not None else ""
     if condition in ("not-authorized", "forbidden", "not-allowed"):
         return AuthenticationError(
-            f"The server of {domain} does not accept the invitation ({condition}).",
+            f"The server of {domain} does not accept the invitation ({words or condition}).",
             hint="It may be used up, expired or revoked: ask for a new one.",
             code="bad_invitation",
         )
-    error = answer.tree().find(f"{{{x.NS_CLIENT}}}error")
-    words = error.findtext(f"{{{x.NS_STANZA_ERRORS}}}text", "") if error is not None else ""
-    shown = f"{condition}: {words[:200]}" if words else condition
+    shown = f"{condition}: {words}" if words else condition
     return PeerError(
         f"The server of {domain} made no account ({shown}).",
         hint="Does it take registrations by invitation?",
