@@ -57,7 +57,14 @@ def test_a_manager_that_stands_by_can_be_ended_and_one_that_ends_is_followed(
 ):
     store = ("--store", str(tmp_path / "jobs.db"))
     active = cluster.manager(*store)
-    assert cluster.next_state(active)["state"] == "active"
+    up = cluster.next_state(active)
+    assert up["state"] == "active"
+    assert up["access"] == {
+        "workers": ["everybody of kestrel.localhost"],
+        "users": ["everybody of kestrel.localhost"],
+        "admins": ["admin@kestrel.localhost"],
+        "denied": [],
+    }
     standbys = [cluster.manager(*store, "--standby") for _ in range(2)]
     for each in standbys:
         assert cluster.next_state(each)["state"] == "standby"
@@ -87,9 +94,12 @@ def test_the_store_may_be_named_by_the_environment(cluster: Cluster, tmp_path: P
 def test_people_are_told_in_words(cluster: Cluster, tmp_path: Path):
     manager = cluster.spawn(*words(cluster))
     expected = "The manager of pool 'default' is up as manager.kestrel.localhost.\n"
+    rules = "Workers and users: everybody of kestrel.localhost; admins: admin@kestrel.localhost. "
     assert cluster.line_of(manager) == expected
+    assert cluster.line_of(manager).startswith(rules)
     standby = cluster.spawn(*words(cluster, "--standby"))
     assert cluster.line_of(standby).startswith("Standing by: ")
+    assert cluster.line_of(standby).startswith(rules)
     manager.send_signal(signal.SIGTERM)
     assert cluster.line_of(standby) == expected
 

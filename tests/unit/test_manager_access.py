@@ -198,7 +198,8 @@ class TestRules:
 
     def test_the_rules_in_one_line(self):
         assert AccessRules().sentence("example.org") == (
-            "Workers and users: everybody of example.org; admins: nobody."
+            "Workers and users: everybody of example.org; admins: nobody. "
+            "Roles that the server of example.org tells hold instead."
         )
         rules = AccessRules.of(
             admins=("ann@a.org",), users=("a.org", "*"), workers=("w*@b.org",), denied=("c",)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kestrel.cli.output import Output
 from kestrel.cli.signals import on_stop_signals
 from kestrel.errors import EnvironmentProblem, KestrelError
-from kestrel.manager.access import AccessRules, home_of
+from kestrel.manager.access import home_of
 from kestrel.manager.leadership import LeaseSettings
 from kestrel.manager.service import ManagerService, StreamMaker, run_until
 from kestrel.manager.settings import ManagerSettings
@@ -38,6 +38,8 @@ class Candidate:
 
     place: str
     """Of the store."""
+    address: str
+    """Of the manager."""
     settings: ManagerSettings
     make_stream: StreamMaker
     lease: LeaseSettings
@@ -48,10 +50,11 @@ class Candidate:
 class States:
     """Tells people and programs what the manager is, each change once."""
 
-    def __init__(self, out: Output, pool: str, rules: AccessRules) -> None:
+    def __init__(self, out: Output, candidate: Candidate) -> None:
         self._out = out
-        self._pool = pool
-        self._rules = rules
+        self._pool = candidate.settings.pool
+        self._access = candidate.settings.access
+        self._home = home_of(candidate.address)
         self._told = ""
         self.settled = False
         """Whether it has stood by or been active: then what is said of the places is right."""
@@ -61,17 +64,25 @@ class States:
         if self._told == f"standby {holder}":
             return
         self._told = f"standby {holder}"
-        self.settled = True
         self._out.event({"state": "standby", "pool": self._pool, "holder": holder})
         self._out.line(f"Standing by: {holder} has the store of pool {self._pool!r}.")
+        self._settle()
 
     def active(self, address: str, epoch: int) -> None:
         """It is up."""
         self._told = "active"
-        self.settled = True
-        access = {"access": self._rules.as_words(home_of(address))}
-        self._out.event({"state": "active", "pool": self._pool, "address": address, "epoch": epoch, **access})
+        access = self._access.as_words(self._home)
+        self._out.event(
+            {"state": "active", "pool": self._pool, "address": address, "epoch": epoch, "access": access}
+        )
         self._out.line(f"The manager of pool {self._pool!r} is up as {address}.")
+        self._settle()
+
+    def _settle(self) -> None:
+        """It says once who may do what."""
+        if not self.settled:
+            self._out.line(self._access.sentence(self._home))
+        self.settled = True
 
     def replaced(self) -> None:
         """It was active, and another one is now."""
@@ -93,7 +104,7 @@ async def serve_until_stopped(candidate: Candidate, out: Output) -> None:
     """
     stopped = asyncio.Event()
     on_stop_signals(stopped.set)
-    states = States(out, candidate.settings.pool, candidate.settings.access)
+    states = States(out, candidate)
     short_lives = 0
     while not stopped.is_set():
         loop = asyncio.get_running_loop()

@@ -16,7 +16,6 @@ from kestrel.cli.output import Output
 from kestrel.cli.policy import Policy, policy_options
 from kestrel.config import PoolAccess, ServerPlace, data_home, pool_access_path, private_directory
 from kestrel.errors import KestrelError, UsageError
-from kestrel.manager.access import home_of
 from kestrel.manager.leadership import LeaseSettings
 from kestrel.store.places import is_database
 from kestrel.xmpp.access import client_settings
@@ -156,12 +155,12 @@ def manager(
 
     candidate = Candidate(
         place=place,
+        address=address,
         settings=settings,
         make_stream=make_stream,
         lease=LeaseSettings.of(lease),
         standby=is_database(place) if standby is None else standby,
     )
-    out.line(settings.access.sentence(home_of(address)))
     asyncio.run(serve_until_stopped(candidate, out))
 
 

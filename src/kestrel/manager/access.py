@@ -91,7 +91,9 @@ class AccessRules:
         parts.append(f"admins: {names['admins']}")
         if self.denied:
             parts.append(f"shut out: {names['denied']}")
-        return "; ".join(parts) + "."
+        defaults = home and not (self.workers and self.users)
+        told = f" Roles that the server of {home} tells hold instead." if defaults else ""
+        return "; ".join(parts) + "." + told
 
 
 class Access:
