@@ -58,6 +58,18 @@ def test_a_job_runs_only_where_its_patterns_say(pool: Pool) -> None:
     assert workers_of(pool, str(file)) <= everybody - set(addresses(pool, "desk*@*"))
 
 
+def test_a_run_on_a_pool_names_its_workers(pool: Pool) -> None:
+    words = ("--pool", "default", "--workers", "*/core1", "--", "echo", "{}", ":::", "a", "b", "c", "d")
+    done = pool.run("run", *words)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["a", "b", "c", "d"]
+    before = {w["worker"]: w["completed"] for w in pool.ask("pool")["workers"]}
+    assert pool.run("run", *words).returncode == 0
+    after = {w["worker"]: w["completed"] for w in pool.ask("pool")["workers"]}
+    grown = [name for name in after if after[name] != before[name]]
+    assert grown == addresses(pool, "*/core1")
+
+
 def test_the_pool_is_shown_in_groups(pool: Pool) -> None:
     groups = pool.ask("pool", "--by", "resource", "*/core*")["groups"]
     assert [(g["name"], g["workers"], g["slots"]) for g in groups] == [("core0", 1, 1), ("core1", 1, 1)]

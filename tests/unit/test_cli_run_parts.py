@@ -125,6 +125,7 @@ def test_options_of_the_command_are_not_ours() -> None:
         ([], "no command to run"),
         (["--resume", "--", "true", ":::", "a"], "--joblog"),
         (["--requires", "GPU", "--", "true", ":::", "a"], "--pool"),
+        (["--workers", "lab*@pool", "--", "true", ":::", "a"], "--pool"),
         (["--pool", "p", "-j2", "--", "true", ":::", "a"], "--jobs is for a pool of our own"),
         (["--halt", "perhaps", "--", "true", ":::", "a"], "--halt"),
         (["-j", "none", "--", "true", ":::", "a"], "--jobs"),

@@ -55,6 +55,7 @@ class RunOptions:
     resume_failed: bool = False
     bar: bool | None = None
     requires: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
     name: str = ""
     workdir: str = ""
     slots: int | None = None
@@ -144,6 +145,7 @@ class _Run:
             args=first,
             open=not ended,
             requires=list(options.requires),
+            workers=list(options.workers),
             workdir=options.workdir,
             retries=options.tries - 1,
             time_limit_s=options.timeout_s,

@@ -94,6 +94,12 @@ errors. With --halt, that of the task that caused it. Options stand before the c
     "--requires", metavar="TAGS", default="", help="Only on workers that provide all of these; with --pool."
 )
 @click.option(
+    "--workers",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only on workers that this means, e.g. 'lab*@pool'; may be repeated; with --pool.",
+)
+@click.option(
     "--workdir", metavar="DIR", help="Directory to run in, on the worker.  [default: the current one]"
 )
 @click.option("--name", default="", help="Name of the job, for people.")
@@ -145,6 +151,7 @@ async def _run(bag: Bag, out: Output, options: dict[str, Any], worker: WorkerPro
         resume_failed=options["resume_failed"],
         bar=options["bar"],
         requires=tuple(options["requires"].replace(",", " ").split()),
+        workers=_patterns(options["workers"]),
         name=options["name"],
         workdir=_workdir(options["workdir"]),
         slots=worker.slots if worker else None,
@@ -173,6 +180,14 @@ async def _run(bag: Bag, out: Output, options: dict[str, Any], worker: WorkerPro
             joblog.close()
 
 
+def _patterns(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        return ()
+    from kestrel.cli.jobfile_keys import read_patterns
+
+    return tuple(read_patterns(texts))
+
+
 async def _tend(pool: LocalPool, out: Output) -> NoReturn:
     """Put another worker in the place of one that died. Raises `EnvironmentProblem` when that is no use."""
     slots = pool.slots
@@ -196,11 +211,12 @@ def _check(options: dict[str, Any]) -> None:
     """What excludes what. Raises `UsageError`."""
     if (options["resume"] or options["resume_failed"]) and options["joblog"] is None:
         raise UsageError("--resume needs the job log of the run before", hint="add --joblog FILE")
-    if options["requires"] and not options["pool"]:
-        raise UsageError(
-            "--requires chooses workers of an existing pool, but this run brings its own",
-            hint="add --pool NAME, or leave --requires out",
-        )
+    for name in ("requires", "workers"):
+        if options[name] and not options["pool"]:
+            raise UsageError(
+                f"--{name} chooses workers of an existing pool, but this run brings its own",
+                hint=f"add --pool NAME, or leave --{name} out",
+            )
     if options["jobs"] and options["pool"]:
         raise UsageError(
             "--jobs is for a pool of our own; with --pool its workers say how much they do at once",
