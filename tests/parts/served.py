@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
@@ -39,7 +38,6 @@ def served(*, certificate=None, limits=None):
     process = subprocess.Popen(
         words,
         cwd=Path(__file__).resolve().parents[1],
-        env=os.environ | {"PYTHONPATH": ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
