@@ -222,7 +222,8 @@ class PoolAccess:
         except FileNotFoundError:
             raise UsageError(
                 f"no pool is known here ({path} does not exist)",
-                hint="start one with `kestrel up`, or use `kestrel run`, which brings its own",
+                hint="start one with `kestrel up`, join one with `kestrel join`, or use `kestrel run`, which "
+                "brings its own",
                 code="no_pool",
             ) from None
         except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as problem:

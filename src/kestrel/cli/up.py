@@ -93,6 +93,7 @@ def _greet(out: Output, pool: str, address: tuple[str, int], invitation: str, as
     out.line(
         f"Then, here:  kestrel submit{here} -- ./my_task.sh  ·  kestrel status{here}  ·  Ctrl-C ends the pool"
     )
+    out.line(f"More invitations, also for users:  kestrel invite{here} --role user")
 
 
 async def _until_stopped(service: ManagerService) -> None:
