@@ -291,8 +291,9 @@ def test_a_second_session_with_the_same_resource_ends_the_first_with_words(serve
     asyncio.run(scene())
 
 
-@BY_EACH_WAY
-@pytest.mark.parametrize("kill", [False, True], ids=["in-order", "killed"])
+@pytest.mark.parametrize(
+    ("way", "kill"), [("", False), ("", True), ("wss", True)], ids=["in-order", "killed", "websocket-killed"]
+)
 def test_sessions_come_back_after_a_restart_of_the_server(server: LiveServer, kill: bool, way: WayIn):
     async def scene() -> None:
         async with (

@@ -34,7 +34,7 @@ spawn(fun() ->
       [Name, Password] = string:lexemes(Line, " \\n"),
       Done = ejabberd_auth:try_register(list_to_binary(Name), <<"@DOMAIN@">>, list_to_binary(Password)),
       io:format("told: ~s ~p~n", [Name, Done]), F(F);
-    _ -> init:stop() end end,
+    _ -> halt(0) end end,
   Read(Read) end).
 """
 

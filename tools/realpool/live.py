@@ -1,7 +1,8 @@
 """XMPP servers that tests and benchmarks start: one interface for the embedded one, Prosody and ejabberd.
 
 A server has a directory of its own, free ports on loopback (or any address, in any network namespace), and
-is started, read, struck and ended by pid. None is left behind: the end of the program ends it, too. Nobody
+is started, read, struck and ended by pid. None is left behind: the end of the program ends it, too, also
+by a signal that cannot be caught. Nobody
 is asked for a connection to learn whether a port is open: the kernel's table of the server's own network is
 read. Called by `realpool.prosody`, `realpool.ejabberd`, `realpool.embedded`.
 """
@@ -20,6 +21,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -41,6 +43,9 @@ FILES_MAX = 65536
 """Open files of a server; each session is one."""
 OUTPUT = "output.log"
 _LISTENS = "0A"
+_spawner = ThreadPoolExecutor(1, "servers")
+"""The thread that starts them: the kernel ends a server when the thread that started it has ended, and this
+one lasts as long as the program, however that ends."""
 WayIn = Literal["", "tls", "wss"]
 """How a server is reached: STARTTLS, TLS from the first byte, WebSocket within TLS."""
 
@@ -130,7 +135,7 @@ class LiveServer:
     def start(self) -> None:
         """Start it and wait until it listens on all its ports."""
         assert not self.running, f"{self.kind} runs already"
-        self._process = self._spawn()
+        self._process = _spawner.submit(self._spawn).result()
 
         def ready() -> bool:
             if not self.running:
@@ -158,7 +163,12 @@ class LiveServer:
 
     def _words(self) -> list[str]:
         files = min(FILES_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        return [*self._within, "prlimit", f"--nofile={files}:", *self.command()]
+        before = [*self._within, "prlimit", f"--nofile={files}:", "setpriv", "--pdeathsig=TERM"]
+        return [*before, *self._identity(), *self.command()]
+
+    def _identity(self) -> list[str]:
+        """Words for `setpriv`."""
+        return []
 
     def stop(self, *, kill: bool = False) -> None:
         """End it; `kill`: without a goodbye."""
@@ -277,13 +287,10 @@ class ForeignServer(LiveServer):
         federated = [self.plan.federation.port] if self.plan.federation else []
         return super().ports + federated
 
-    def _words(self) -> list[str]:
+    def _identity(self) -> list[str]:
         if os.geteuid() != 0:
-            return super()._words()
-        words = super()._words()
-        before = len(words) - len(self.command())
-        other = ["setpriv", f"--reuid={self.user}", f"--regid={self.group}", "--clear-groups"]
-        return words[:before] + other + words[before:]
+            return []
+        return [f"--reuid={self.user}", f"--regid={self.group}", "--clear-groups"]
 
 
 def listening(pid: int) -> set[int]:
