@@ -211,7 +211,7 @@ class Access:
             )
         hint = f"an administrator of the pool can allow it: option --{role} {account} of its manager"
         if told:
-            hint = f"an account with the role {role} may; an administrator invites with --role {role}"
+            hint = f"who runs the server can change that: kestrel account role {account} {role}"
         return Refusal("not_allowed", text, hint)
 
 
