@@ -96,6 +96,7 @@ class Carrier:
         entry.told[effect.worker] = worker.session
         worker.specs.add(effect.job)
         spec = entry.spec if first_time else None
+        self.manager.far.sent(effect.worker)
         self._send_tasks_sized(effect.worker, effect.job, effect.attempt, list(effect.tasks), params, spec)
 
     def _send_tasks_sized(

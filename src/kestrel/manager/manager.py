@@ -21,6 +21,7 @@ from kestrel.errors import StoreError
 from kestrel.manager import jobs
 from kestrel.manager.access import Access
 from kestrel.manager.carrying import Carrier
+from kestrel.manager.far import FarWorkers
 from kestrel.manager.intake import outcome_of
 from kestrel.manager.jobbooks import JobBooks
 from kestrel.manager.reception import Reception
@@ -76,6 +77,7 @@ class Manager:
         self.books = JobBooks(self)
         self.jobs = self.books.entries
         self.roster = Roster(self)
+        self.far = FarWorkers(self)
         self.workers = self.roster.entries
         self.epoch = 0
         self.address = ""
@@ -251,6 +253,8 @@ class Manager:
     def send_worker(self, worker: WorkerId, message: m.Message) -> None:
         entry = self.workers.get(worker)
         self.transport.send(worker, codec.encode(message), chat=entry is not None and entry.chat)
+        if isinstance(message, m.Stop | m.Revoke):
+            self.far.sent(worker)
 
     def tell_now(self, tell: Tell) -> None:
         """Something that needs no unit to be stored first; kept while the lease has lapsed."""
@@ -312,6 +316,7 @@ class Manager:
         if not self.is_lapsed:
             self.requests.questions.expire()
             self.roster.tick()
+            self.far.tick()
             if self._time_waiting or self._inbox:
                 self._flush_soon()
 

@@ -194,6 +194,7 @@ class Roster:
             self._note_refusal(sender, problem)
             raise
         self.refused.pop(sender, None)
+        self.manager.far.settled(sender)
         self._sessions += 1
         known = self.entries.get(sender)
         self.entries[sender] = WorkerEntry(
@@ -254,6 +255,7 @@ class Roster:
                 self.manager.jobs[job].told.pop(worker, None)
             self._missing.discard(worker)
             self._paused_by_presence.discard(worker)
+            self.manager.far.settled(worker)
 
     def dismiss(self, whose: str) -> None:
         """This account, or domain, has other rights now: those of its workers that may not work any more are

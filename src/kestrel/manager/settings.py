@@ -54,6 +54,9 @@ class ManagerSettings:
     """After so long an expected worker that did not answer is called again."""
     recalls_max: int = 12
     """So often."""
+    far_quiet_s: float = 10.0
+    """So long (a lease at least) after something was sent to a worker on another server it is asked what it
+    has in hand."""
     absence_s: float = 2.0
     """So long after the manager is back, workers of its last life that are not there may still come back:
     server and manager may have been restarted together."""
