@@ -6,7 +6,8 @@ import stat
 import pytest
 
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
-from kestrel.server.accounts import Accounts, NameTakenError, keys_of_password
+from kestrel.server.accounts import Account, Accounts, NameTakenError, keys_of_password
+from kestrel.server.database import MIGRATIONS, open_database
 from kestrel.xmpp.sasl import check_password
 
 
@@ -186,4 +187,89 @@ def test_a_file_that_cannot_grow_is_reported_and_nothing_is_half_done(tmp_path):
         fill()
     assert caught.value.retry
     assert not accounts.connection.in_transaction
+    accounts.close()
+
+
+def test_the_version_changes_with_what_any_process_does_to_accounts(tmp_path):
+    first, second = Accounts(tmp_path / "a.db"), Accounts(tmp_path / "a.db")
+    seen = [first.version()]
+    for change in (
+        lambda: first.put("w", "pw", "worker"),
+        lambda: first.set_role("w", "user"),
+        lambda: first.set_keys("w", keys_of_password("new")),
+        lambda: second.set_role("w", "admin"),
+        lambda: second.remove("w"),
+        lambda: second.put("w", "pw", "worker"),
+        lambda: first.remove("w"),
+    ):
+        change()
+        assert first.version() not in seen
+        seen.append(first.version())
+    assert first.version() == seen[-1]
+    first.close()
+    second.close()
+
+
+def test_a_role_is_changed_for_accounts_that_are_there_and_roles_that_are_some(accounts):
+    accounts.add("ann", "x", "user")
+    accounts.set_role("Ann", "admin")
+    assert accounts.role("ann") == "admin"
+    with pytest.raises(UsageError, match="no account"):
+        accounts.set_role("nobody", "admin")
+    with pytest.raises(UsageError, match="no role"):
+        accounts.set_role("ann", "king")
+
+
+def test_accounts_tell_with_which_invitation_they_were_made(accounts):
+    token = accounts.invite("worker", uses=2, name="room 12")
+    (state,) = accounts.invitations()
+    assert (state.name, state.id) == ("room 12", accounts.id_of(token))
+    accounts.redeem(token, "w1", keys_of_password("pw"))
+    assert accounts.account("w1").invitation == state.id
+    assert accounts.revoke(token) == state.id
+    assert accounts.account("w1").role == "worker"
+    accounts.add("plain", "x", "user")
+    assert accounts.account("plain").invitation == ""
+    for name in ("x" * 101, "two\nlines"):
+        with pytest.raises(UsageError, match="name of an invitation"):
+            accounts.invite("worker", name=name)
+
+
+def test_who_comes_with_a_dead_invitation_is_told_why_for_a_while():
+    now = [1000.0]
+    accounts = Accounts(":memory:", clock=lambda: now[0])
+    used, late, gone = (accounts.invite("user", expires_s=100) for _ in range(3))
+    accounts.redeem(used, "ann", keys_of_password("pw"))
+    accounts.revoke(gone)
+
+    def reasons():
+        found = []
+        for token in (used, late, gone, "never seen"):
+            with pytest.raises(AuthenticationError) as caught:
+                accounts.check_token(token)
+            found.append(caught.value.text.removeprefix("the invitation "))
+        return found
+
+    unknown = "is unknown or was revoked"
+    with pytest.raises(AuthenticationError, match="used up"):
+        accounts.check_token(used)
+    now[0] += 100
+    assert reasons() == ["has expired", "has expired", unknown, unknown]
+    accounts.invite("user")
+    assert reasons()[0] == "has expired", "kept, so that it can be told"
+    now[0] += 31 * 86400
+    accounts.invite("user")
+    assert reasons() == [unknown] * 4
+
+
+def test_a_file_of_the_first_kestrel_is_taken_over(tmp_path):
+    path = tmp_path / "a.db"
+    open_database(path, migrations=MIGRATIONS[:1]).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO accounts VALUES ('ann', 'user', 5.0)")
+        connection.execute("INSERT INTO invitations VALUES ('00', 'worker', 3, 9e9, 5.0)")
+    connection.close()
+    accounts = Accounts(path)
+    assert accounts.account("ann") == Account("ann", "user", 5.0, "")
+    assert [(each.role, each.uses_left, each.name) for each in accounts.invitations()] == [("worker", 3, "")]
     accounts.close()
