@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from kestrel.local.foreign import ServerPlan, ejabberd_yml, prosody_cfg
 from parts.need import need
 from realpool.live import answers
 from realpool.postgres import free_port
-from realpool.processes import until
+from realpool.processes import Hung, send, until
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "servers"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,11 +77,13 @@ def test_who_follows_the_page_has_a_pool(kind: str, tmp_path: Path):
     ) as shell:
         try:
             said, _ = shell.communicate(timeout=PATIENCE_S)
+            with suppress(Hung):  # what a server had started may end a moment after it
+                until(lambda: not processes_in(tmp_path), "all have ended", END_S)
         finally:
             shell.kill()
             left = processes_in(tmp_path)
             for pid in left:
-                os.kill(pid, 9)
+                send(pid, signal.SIGKILL)
     logs = "\n".join(f"--- {each}\n{each.read_text()[-2000:]}" for each in home.glob("*/*.out"))
     assert shell.returncode == 0, said + logs
     assert not left, f"these were left behind: {left}\n{said}{logs}"

@@ -163,7 +163,7 @@ class LiveServer:
 
     def _words(self) -> list[str]:
         files = min(FILES_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-        before = [*self._within, "prlimit", f"--nofile={files}:", "setpriv", "--pdeathsig=TERM"]
+        before = [*self._within, "prlimit", f"--nofile={files}:", "setpriv", "--pdeathsig=KILL"]
         return [*before, *self._identity(), *self.command()]
 
     def _identity(self) -> list[str]:
