@@ -73,7 +73,9 @@ def test_an_account_that_is_removed_while_it_logs_in_is_not_let_in(tmp_path):
     asyncio.run(scene())
 
 
-def test_a_file_of_accounts_that_cannot_be_read_ends_nobodys_session(tmp_path, caplog):
+def test_a_file_of_accounts_that_cannot_be_read_ends_nobodys_session_and_refuses_nobody_for_good(
+    tmp_path, caplog
+):
     path = tmp_path / "accounts.db"
 
     async def scene():
@@ -84,7 +86,14 @@ def test_a_file_of_accounts_that_cannot_be_read_ends_nobodys_session(tmp_path, c
             blocker.execute("ALTER TABLE accounts RENAME TO hidden")
             while "server.accounts_unreadable" not in {record.message for record in caplog.records}:
                 await alice.sync()
+            blocker.execute("ALTER TABLE keys RENAME TO lost")
+            bob = await Raw.open(server.c2s_port)
+            with pytest.raises(AssertionError, match="<temporary-auth-failure/>"):
+                await bob.authenticate("bob", "pw-bob")
+            blocker.execute("ALTER TABLE lost RENAME TO keys")
             blocker.execute("ALTER TABLE hidden RENAME TO accounts")
+            await bob.authenticate("bob", "pw-bob")
+            bob.abort()
             blocker.close()
             assert "sync" in await alice.sync()
             alice.abort()

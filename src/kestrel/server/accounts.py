@@ -217,11 +217,15 @@ class Accounts:
         return account.role if account else None
 
     def keys(self, local: str, mechanism: str) -> ScramKeys | None:
-        """What proves the password of a prepared name, for `SCRAM-SHA-256` or `SCRAM-SHA-1`."""
-        row = self.connection.execute(
-            "SELECT salt, iterations, stored_key, server_key FROM keys WHERE local = ? AND mechanism = ?",
-            (local, mechanism),
-        ).fetchone()
+        """What proves the password of a prepared name, for `SCRAM-SHA-256` or `SCRAM-SHA-1`.
+
+        Raises `EnvironmentProblem`.
+        """
+        with self._reading():
+            row = self.connection.execute(
+                "SELECT salt, iterations, stored_key, server_key FROM keys WHERE local = ? AND mechanism = ?",
+                (local, mechanism),
+            ).fetchone()
         return ScramKeys(*row) if row else None
 
     def proves(self, local: str, password: str) -> bool:

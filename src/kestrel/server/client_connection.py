@@ -251,6 +251,11 @@ class ClientConnection(Connection):
             login.abort()
             self._refuse(login, problem.condition)
             return
+        except EnvironmentProblem as problem:
+            log.error("server.accounts_unreadable", extra={"reason": problem.text})
+            login.abort()
+            self._refuse(login, "temporary-auth-failure", "try again later")
+            return
         match step:
             case Success(user, data):
                 self._accept(user, data)
