@@ -7,13 +7,25 @@ import ssl
 import pytest
 
 from kestrel.server.certificate import ensure_certificate
+from kestrel.xmpp.client import ClientSettings, XmppClient
 from kestrel.xmpp.sasl import SaslClient, encode
+from kestrel.xmpp.session import SessionSettings
 from parts.server import DOMAIN, PATIENCE_S, Raw, header, serving
 
 SASL = "xmlns='urn:ietf:params:xml:ns:xmpp-sasl'"
 REFUSES = {"guard_failures": 3.0, "guard_hold_s_max": 0.0, "login_failures_max": 100}
 ELSEWHERE = "127.0.0.2"
 GUESSED = "server.logins_guessed"
+
+
+class Nobody:
+    """Hears everything and says nothing."""
+
+    def on_connected(self, address): ...
+
+    def on_disconnected(self, reason): ...
+
+    def on_stanza(self, stanza): ...
 
 
 async def from_elsewhere(port):
@@ -77,6 +89,31 @@ def test_who_waits_for_a_turn_gets_it():
             assert await guess(raws[0], "pw-alice") == ""
             for raw in raws:
                 raw.abort()
+
+    asyncio.run(scene())
+
+
+def test_a_client_with_the_right_password_tries_again_until_it_has_its_turn():
+    async def scene():
+        limits = REFUSES | {"guard_pace_s": 0.5}
+        async with serving(limits=limits) as server:
+            raw = await Raw.open(server.c2s_port)
+            while await guess(raw) != "temporary-auth-failure":
+                pass
+            settings = ClientSettings(
+                f"alice@{DOMAIN}",
+                "pw-alice",
+                host="127.0.0.1",
+                port=server.c2s_port,
+                session=SessionSettings(retry_s_max=0.1),
+            )
+            client = XmppClient(settings, Nobody())
+            async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+                running = group.create_task(client.run())
+                await client.wait_connected()
+                await client.close()
+                await running
+            raw.abort()
 
     asyncio.run(scene())
 
