@@ -1,7 +1,7 @@
-"""How soon a pool has its workers back after networks broke: NAT boxes that forget, and sites that are cut off.
+"""How soon a pool has its workers back after networks broke: NAT boxes that forget, sites that are cut off.
 
-Run as root: `python benchmarks/broken_networks.py [--rounds 3] [--only WORDS]`. Linux only. Everything happens
-in network namespaces that it makes and removes; nothing leaves them.
+Run as root: `python benchmarks/broken_networks.py [--rounds 3] [--only WORDS]`. Linux only. Everything
+happens in network namespaces that it makes and removes; nothing leaves them.
 
 `lost` is the time from the break to the manager's word that the worker is lost; `back` the time from the
 moment at which connecting is possible again (at once behind a NAT box, else when it is healed) to its word
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -46,11 +46,14 @@ class Scene:
     """0: what was connected is dead, and connecting is possible at once."""
     other: str = ""
     """The server of the other site; empty: no sites, but NAT."""
+    tcp_retries: int = 0
+    """`net.ipv4.tcp_retries2` of both servers; 0: as Linux has it (15)."""
 
 
 SCENES = (
     *(Scene("NAT box forgets", lease) for lease in (15, 3, 2)),
     *(Scene("sites cut off", lease, s, "ejabberd") for lease, s in ((15, 30), (3, 5), (3, 20), (3, 60))),
+    *(Scene("sites cut off", 3, s, "ejabberd", 5) for s in (20, 60)),
     Scene("sites cut off", 3, 20, "prosody"),
     Scene("sites cut off", 3, 60, "prosody"),
 )
@@ -123,6 +126,8 @@ def sites_cut_off(scratch: Path, scene: Scene, rounds: int) -> list[tuple[float,
     """The same for a worker at another site."""
     times = []
     with TwoSites(scratch, make(scene.other)) as sites:
+        for site in (sites.a, sites.b) if scene.tcp_retries else ():
+            site.machine.run("sysctl", "-qw", f"net.ipv4.tcp_retries2={scene.tcp_retries}")
         host = Computer(sites.a.machine, scratch)
         allowed = ("--worker", sites.b.domain, "--user", sites.a.domain)
         host.start_manager(sites.a.server, "--lost-after", f"{scene.lost_after_s}s", *allowed)
@@ -148,6 +153,7 @@ def row(scratch: Path, scene: Scene, rounds: int) -> list[str]:
         times = play(Path(directory), scene, rounds)
     lost, back = zip(*times, strict=True)
     what = f"{scene.what} ({scene.other})" if scene.other else scene.what
+    what += f", tcp_retries2 = {scene.tcp_retries}" if scene.tcp_retries else ""
     shown = [f"{statistics.median(ts):.1f} ({max(ts):.1f})" for ts in (lost, back)]
     return [what, f"{scene.lost_after_s} s", f"{scene.break_s:g} s" if scene.break_s else "-", *shown]
 
@@ -163,7 +169,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="kestrel-networks-") as scratch:
         for scene in SCENES:
-            if given.only in f"{scene.what} {scene.other}":
+            if given.only in f"{scene.what} {scene.other} {scene.tcp_retries} {scene.break_s:g}":
                 rows.append(row(Path(scratch), scene, given.rounds))
                 print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     print(table(["break", "--lost-after", "lasts", "lost, s", "back, s"], rows))

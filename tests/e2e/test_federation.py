@@ -21,6 +21,7 @@ from realpool.sites import TwoSites
 SOON_S = 60.0
 OUTPUT_BYTES = 100_000
 WELCOMED, GONE = " welcomed ", " manager_gone "
+JOINED, LOST = " worker_joined ", " worker_lost "
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def test_output_of_any_length_crosses_between_the_sites(linked: Linked) -> None:
 
 
 def test_a_silent_break_between_the_sites_loses_nothing_and_records_nothing_twice(linked: Linked) -> None:
-    split = Split(linked, linked.ann, "silent")
+    split = Split(linked, linked.ben, "silent")
     waiting = linked.ben.start("wait", "wait", split.job)
     linked.sites.b.cut()
     split.open(split.at_a, "a")
@@ -137,11 +138,12 @@ def test_a_silent_break_between_the_sites_loses_nothing_and_records_nothing_twic
         SOON_S,
         seen=linked.describe,
     )
-    assert linked.ann.run("wait", split.job).returncode == 0
+    assert linked.ben.run("wait", split.job).returncode == 0
     assert split.results() == {split.at_a: "a", split.at_b: "b"}
     until(lambda: linked.seen() == ["a", "b"], "both work again", SOON_S, seen=linked.describe)
     until(lambda: b'"attempt"' not in linked.journal_of("b"), "it was acknowledged", SOON_S)
-    waiting.end()
+    until(lambda: not waiting.running, "B's user, who waited, hears the end", SOON_S, seen=linked.describe)
+    assert waiting.exit_code == 0, waiting.log()
 
 
 def test_when_the_server_of_the_pool_restarts_the_other_site_is_back_soon(linked: Linked) -> None:
@@ -181,6 +183,28 @@ def test_when_the_server_of_a_site_goes_its_tasks_run_elsewhere_and_its_workers_
     until(lambda: linked.seen() == ["a", "b"], "both work again", SOON_S, seen=linked.describe)
 
 
+def test_tasks_that_are_lost_with_the_connection_of_the_servers_are_given_out_again(tmp_path: Path) -> None:
+    """Nobody is told: the worker keeps its session, and answers the next ping by the next connection."""
+    need_networks()
+    with TwoSites(tmp_path, make_server) as sites:
+        host = Computer(sites.a.machine, tmp_path)
+        allowed = ("--worker", sites.b.domain, "--user", sites.a.domain)
+        host.start_manager(sites.a.server, "--lost-after", "10s", *allowed)
+        log = host.home / "manager.log"
+        sites.computer(sites.b, "wb").start_worker(sites.account(sites.b, "worker"))
+        until(lambda: JOINED in log.read_text(), "the worker joins", SOON_S, seen=log.read_text)
+        ann = sites.computer(sites.a, "ann")
+        ann.use(sites.account(sites.a, "ann"))
+        sites.b.cut()
+        job = str(ann.ask("submit", "-n", "2", "--", "echo")["job"])
+        until(lambda: sites.a.unsent() > 0, "tasks are on their way", SOON_S)
+        sites.a.reset_links()
+        sites.b.heal()
+        until(lambda: log.read_text().count(JOINED) == 2, "it is asked", SOON_S, seen=log.read_text)
+        assert ann.run("wait", job).returncode == 0
+        assert LOST not in log.read_text(), "or the test has shown nothing"
+
+
 @pytest.mark.parametrize("stranger", ["a", "b"])
 def test_sites_are_not_linked_when_the_certificate_of_one_is_not_trusted(
     tmp_path: Path, stranger: str
@@ -193,11 +217,11 @@ def test_sites_are_not_linked_when_the_certificate_of_one_is_not_trusted(
         worker = sites.computer(sites.b, "wb")
         worker.start_worker(sites.account(sites.b, "worker"))
         log = worker.home / "worker.log"
-        until(
-            lambda: GONE in log.read_text(),
-            "the worker hears that A is not there",
-            SOON_S,
-            seen=log.read_text,
-        )
+        judge, words = {
+            "a": (sites.b.server, "Peer certificate rejected"),
+            "b": (sites.a.server, "certificate is not trusted"),
+        }[stranger]
+        until(lambda: words in judge.log, "the certificate is refused", SOON_S, seen=lambda: judge.log)
+        until(lambda: GONE in log.read_text(), "the worker hears that A is not there", SOON_S)
         assert WELCOMED not in log.read_text()
         assert "site-b" not in (host.home / "manager.log").read_text()

@@ -57,6 +57,21 @@ def test_other_servers_are_shut_out_unless_asked_for(text_of):
     assert "s2s_secure_auth = true" in open_ or "s2s_use_starttls: required" in open_
 
 
+@TEXTS
+def test_a_link_that_does_not_come_up_is_given_up_soon(text_of):
+    text = text_of(plan(federation=Federation()))
+    assert ("s2s_timeout = 20" in text) or ("s2s_max_retry_delay: 5 seconds" in text)
+
+
+def test_where_and_whom_to_link_needs_the_wish_to_link():
+    done = run("prosody", "--federate-listen", "192.0.2.1")
+    assert isinstance(done.exception, KestrelError)
+    assert "--federate" in done.exception.hint
+    done = run("prosody", "--federate", "--federate-listen", "192.0.2.1", "--federate-ca", "/ca.pem")
+    assert 's2s_interfaces = { "192.0.2.1" }' in done.output
+    assert 'cafile = "/ca.pem"' in done.output
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -67,6 +82,9 @@ def test_other_servers_are_shut_out_unless_asked_for(text_of):
         {"data": "/a\nb"},
         {"key": "a\\b"},
         {"listen": "everywhere"},
+        {"federation": Federation(ip="everywhere")},
+        {"federation": Federation(cafile='/a"b')},
+        {"federation": Federation(dns="\n")},
     ],
 )
 def test_what_could_break_out_of_the_text_is_refused(changes):

@@ -28,13 +28,15 @@ class Names:
     """Knows some records."""
 
     def __init__(self, records: Sequence[str]) -> None:
-        self._sets: dict[tuple[dns.name.Name, dns.rdatatype.RdataType], dns.rrset.RRset] = {}
+        values: dict[tuple[str, str, str], list[str]] = {}
         for record in records:
-            name, ttl, kind_in, kind, *value = record.split()
-            found = dns.rrset.from_text(name, int(ttl), kind_in, kind, " ".join(value))
-            known = self._sets.setdefault((found.name, found.rdtype), found)
-            if known is not found:
-                known.update(found)
+            name, ttl, _, kind, value = record.split(maxsplit=4)
+            values.setdefault((name, ttl, kind), []).append(value)
+        found = [
+            dns.rrset.from_text(name, int(ttl), "IN", kind, *texts)
+            for (name, ttl, kind), texts in values.items()
+        ]
+        self._sets = {(each.name, each.rdtype): each for each in found}
         # A name that has others below it is there, too.
         self._names = {
             ancestor

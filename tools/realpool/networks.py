@@ -28,7 +28,7 @@ from pathlib import Path
 
 from realpool.processes import Hung, send, state_of, until
 
-PROGRAMS = ("ip", "nft", "conntrack", "sysctl")
+PROGRAMS = ("ip", "ss", "nft", "conntrack", "sysctl")
 WITHOUT_SH = "/usr/sbin:/sbin:/usr/bin:/bin"
 TOOL_S_MAX = 20.0
 LEAVE_S_MAX = 10.0

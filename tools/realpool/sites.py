@@ -26,6 +26,7 @@ from realpool.processes import Process
 
 READY_S_MAX = 30.0
 PREFIX = 24
+_LINKS = ("dport", "=", ":5269", "or", "sport", "=", ":5269")
 
 
 class Site:
@@ -69,6 +70,15 @@ class Site:
 
     def heal(self) -> None:
         self.machine.heal(self.between)
+
+    def unsent(self) -> int:
+        """Bytes that its server has sent to other servers, and that they have not got yet."""
+        rows = self.machine.run("ss", "-tnH", *_LINKS).splitlines()
+        return sum(int(row.split()[2]) for row in rows)
+
+    def reset_links(self) -> None:
+        """Its connections with other servers are dead, as after a failure of the machine in front of it."""
+        self.machine.run("ss", "-tnK", *_LINKS)
 
 
 class TwoSites:
