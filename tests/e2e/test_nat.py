@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from kestrel.config import PoolAccess
 from parts.networks import Network, need_networks
 from realpool.computers import Computer
 from realpool.networks import NatBox
@@ -68,19 +67,12 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homes]:
         up = server.start("up", *words)
         line = json.loads(up.wait_for("{", SOON_S).text)["invitation"]
         user = people.pop()
-        move_account(server, user)
+        user.say("join", "-", text=server.ask("invite", "--role", "user")["invitation"])
         join = ("worker", "--join", line, "--slots", "4", "-v")
         workers = [each.start("worker", *join, "--name", each.name) for each in people]
         pool = Homes(up, user, workers, boxes, scratch)
         until(lambda: pool.seen() == 2, "both workers are seen", SOON_S, seen=pool.describe)
         yield pool
-
-
-def move_account(server: Computer, user: Computer) -> None:
-    """The pool's first account, used from another machine."""
-    place = Path("config/kestrel/pools/default.json")
-    access = PoolAccess.load(server.home / place)
-    replace(access, host=PUBLIC).save(user.home / place)
 
 
 def test_everything_works_through_nat_with_the_same_addresses_on_both_sides(homes: Homes) -> None:
