@@ -70,10 +70,18 @@ def linked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Linked]:
             worker.start_worker(sites.account(site, "worker"), "--slots", "1")
         ann, ben = sites.computer(sites.a, "ann"), sites.computer(sites.b, "ben")
         ann.use(sites.account(sites.a, "ann"))
-        ben.use(sites.account(sites.b, "ben"))
+        join_by_line(ben, sites)
         pool = Linked(sites, manager, ann, ben, workers, scratch)
         until(lambda: pool.seen() == ["a", "b"], "workers of both sites are seen", SOON_S, seen=pool.describe)
         yield pool
+
+
+def join_by_line(user: Computer, sites: TwoSites) -> None:
+    """As a user of B does: with an account of B, and nothing from A."""
+    account = sites.account(sites.b, user.name)
+    secret = user.secret_file("account", account.password)
+    words = ("--role", "user", "--jid", account.jid, "--password-file", secret, "--manager", account.manager)
+    user.say("join", "-", text=user.ask("invite", *words)["invitation"])
 
 
 class Split:

@@ -58,7 +58,7 @@ async def account_of(
     """
     kept = PoolAccess.load(path) if path.exists() else None
     if kept is not None and belongs(kept, invited):
-        access = replace(kept, host=invited.host, port=invited.port, via=invited.via, path=invited.path)
+        access = replace(kept, host=_host(invited), port=invited.port, via=invited.via, path=invited.path)
         if invited.user:
             access = replace(access, jid=f"{invited.user}@{invited.domain}", password=invited.token)
     elif invited.user:
@@ -79,12 +79,18 @@ def belongs(access: PoolAccess, invited: Invitation) -> bool:
     return same_pool and access.jid.partition("@")[2] == invited.domain
 
 
+def _host(invited: Invitation) -> str:
+    """Empty where the DNS knows: the line has nothing but the domain."""
+    dns = invited.host == invited.domain and not (invited.port or invited.via or invited.path)
+    return "" if dns else invited.host
+
+
 def _access(invited: Invitation, jid: str, password: str) -> PoolAccess:
     return PoolAccess(
         manager=invited.manager,
         jid=jid,
         password=password,
-        host=invited.host,
+        host=_host(invited),
         port=invited.port,
         fingerprint=invited.fingerprint,
         via=invited.via,
@@ -113,7 +119,7 @@ async def _register(invited: Invitation, name: str, purpose: str) -> tuple[str, 
     from kestrel.xmpp.register import register
 
     return await register(
-        invited.host,
+        _host(invited),
         invited.port,
         invited.domain,
         invited.token,
