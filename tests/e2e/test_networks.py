@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from parts.networks import Network, need_networks
+from realpool import networks
 from realpool.networks import Machine, NatBox
 
 SERVER = """
@@ -116,5 +119,31 @@ def test_nothing_is_left_after_a_failure_with_something_running_inside() -> None
     with pytest.raises(LookupError):
         fail()
     assert children[0].wait(10) < 0, "it was killed"
-    left = subprocess.run([net.ip, "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert net.prefix not in left
+    assert net.prefix not in spaces()
+
+
+def test_what_a_killed_program_left_is_removed_by_the_next_one() -> None:
+    need_networks()
+    program = "from realpool.networks import Network; net = Network(); print(net.prefix, flush=True); input()"
+    words = [sys.executable, "-c", program]
+    tools = str(Path(networks.__file__).parents[1])
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": tools},
+    ) as other:
+        assert other.stdout is not None
+        prefix = other.stdout.readline().strip()
+        assert prefix in spaces()
+        with Network():
+            assert prefix in spaces(), "it lives"
+        other.kill()
+    with Network():
+        assert prefix not in spaces()
+
+
+def spaces() -> str:
+    words = ["ip", "netns", "list"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout

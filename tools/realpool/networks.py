@@ -11,7 +11,8 @@
 Each machine is a namespace of its own; the switches of all LANs are bridges in one more. There is no link to
 the network of this computer: nothing that happens inside leaves it, and addresses may be the same in many
 places. Needs Linux, root, `ip`, `nft` and `conntrack`. What is made is named after this process, and removed
-at the end of the block or of the program, with the processes in it; it touches nothing else.
+at the end of the block or of the program, with the processes in it; what a killed program left is removed by
+the next one. It touches nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +37,7 @@ LEAVE_S_MAX = 10.0
 ETC = Path("/etc/netns")
 """`ip netns exec` shows the files in there as those of /etc."""
 _COUNTER = itertools.count(1)
+_OURS = re.compile(r"kestrel-(\d+)-\d+-[\w-]+")
 
 # Words for a person behind a wall: nothing comes back, not even a refusal. ARP goes on, as it does behind
 # a router, or else connecting would fail at once instead of in silence.
@@ -172,6 +175,7 @@ class Network:
     def __init__(self) -> None:
         self.prefix = f"kestrel-{os.getpid()}-{next(_COUNTER)}"
         self.ip = _program("ip")
+        _sweep(self.ip)
         self.machines: dict[str, Machine] = {}
         self._ports = itertools.count(1)
         self._bridges = itertools.count(1)
@@ -256,13 +260,7 @@ class Network:
             for machine in self.machines.values():
                 self._vacate(machine)
             self.machines.clear()
-            for space in spaces:
-                subprocess.run(
-                    [self.ip, "netns", "delete", space], check=False, capture_output=True, timeout=TOOL_S_MAX
-                )
-                shutil.rmtree(ETC / space, ignore_errors=True)
-            with suppress(OSError):
-                ETC.rmdir()  # if nobody else has something in it
+            _delete(self.ip, spaces)
 
     def _vacate(self, machine: Machine) -> None:
         """A namespace lives as long as a process is in it: end those that were left behind."""
@@ -296,6 +294,27 @@ def missing() -> str:
     except Hung as problem:
         return f"network namespaces do not work here: {problem}"
     return ""
+
+
+def _delete(ip: str, spaces: list[str]) -> None:
+    for space in spaces:
+        words = [ip, "netns", "delete", space]
+        subprocess.run(words, check=False, capture_output=True, timeout=TOOL_S_MAX)
+        shutil.rmtree(ETC / space, ignore_errors=True)
+    with suppress(OSError):
+        ETC.rmdir()  # if nobody else has something in it
+
+
+def _sweep(ip: str) -> None:
+    """Remove what a killed program left behind: its number is in the names, and no process has it."""
+    names = _run([ip, "netns", "list"]).splitlines()
+    found = [match for name in names if (match := _OURS.match(name))]
+    dead = [match[0] for match in found if not Path(f"/proc/{match[1]}").exists()]
+    for space in dead:
+        for pid in _run([ip, "netns", "pids", space]).split():
+            send(int(pid), signal.SIGKILL)
+    if dead:
+        _delete(ip, dead)
 
 
 def _program(name: str) -> str:
