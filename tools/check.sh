@@ -26,7 +26,8 @@ step types $bin/mypy
 step layers $bin/lint-imports --no-cache --no-logo
 step docs-check $bin/python tools/gen_docs.py --check
 
-$bin/python -m pytest "$@"
+# Three files at a time: most of their time they wait for servers, networks and clocks, also on two cores.
+$bin/python -m pytest --numprocesses 3 --dist loadfile "$@"
 tests=$?
 if [ -n "$failed" ]; then
     echo "check: FAILED before the tests:$failed"

@@ -13,6 +13,8 @@ import pytest
 from kestrel.sim.faults import Fault
 from kestrel.sim.swarm import Verdict, play_all
 
+pytestmark = pytest.mark.timeout(600)
+"""Other files of tests take their share of the machine meanwhile."""
 SEEDS = 2000
 CHUNK = 100
 
