@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kestrel.core.addresses import Pattern, PatternError, matching, parts_of
+from kestrel.xmpp.jid import JID, JidError
 
 ADDRESSES = (
     "worker@pool/42",
@@ -51,6 +52,26 @@ def test_a_pattern_means_whom_it_says(text: str, meant: set[int]):
 def test_what_is_no_pattern_is_refused_with_words(text: str):
     with pytest.raises(PatternError, match=r"pattern|contains|@"):
         Pattern.parse(text)
+
+
+@pytest.mark.parametrize(
+    "user", ["\u01f0", "\u0390", "STRA\u00dfE", "e\u0301", "\uff21nn", "\u1fb7", "a\u034fb"]
+)
+def test_an_account_is_meant_by_its_name_as_it_is_typed_and_as_servers_prepare_it(user: str):
+    address = str(JID.parse(f"{user}@pool.example"))
+    assert Pattern.parse(f"{user}@pool.example").matches(address)
+    assert Pattern.parse(address).matches(address)
+    assert Pattern.parse(address).matches(f"{address}/desk")
+
+
+@given(st.text(min_size=1, max_size=6))
+def test_every_account_that_there_can_be_can_be_named(user: str):
+    try:
+        address = str(JID.parse(f"{user}@pool.example"))
+    except JidError:
+        assume(False)
+    assume(address.isprintable() and "/" not in address)
+    assert Pattern.parse(address).matches(address)
 
 
 def test_characters_that_regular_expressions_know_mean_themselves():

@@ -366,3 +366,24 @@ def test_the_invariant_check_sees_when_somebodys_wish_is_broken(
     fault(rig.scheduler._books)
     with pytest.raises(InternalError, match=words):
         rig.scheduler.check_invariants()
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_after_a_take_over_nobody_brings_a_result_of_a_job_that_does_not_name_it(claims: bool) -> None:
+    rig = Rig(settle_s=3.0)
+    terms = JobTerms("ann@pool", workers=patterns("trusted@pool"))
+    restored = RestoredJob(1, terms, bytearray([TaskState.QUEUED]))
+    rig.effects(ev.JobRestored(restored), ev.WorkersExpected(("trusted@pool/1", "evil@pool/1")))
+    held = [HeldByWorker(1, 0, OLD)]
+
+    def told(worker: str) -> ev.Event:
+        return ev.AttemptsReported(worker, 1, [ended(1, 0, OLD)])
+
+    welcomed = rig.effects(came("evil@pool/1", held=held if claims else None))
+    assert (fx.StopAttempts("evil@pool/1", [OLD]) in welcomed) is claims
+    answers = rig.effects(told("evil@pool/1"))
+    assert not [e for e in answers if isinstance(e, fx.RecordResult)]
+    assert rig.scheduler.strays().refused == 1
+    rig.effects(came("trusted@pool/1", held=held))
+    answers = rig.effects(told("trusted@pool/1"))
+    assert [e.worker for e in answers if isinstance(e, fx.RecordResult)] == ["trusted@pool/1"]

@@ -10,7 +10,7 @@ import pytest
 from kestrel.errors import AuthenticationError, UsageError
 from kestrel.server.certificate import ensure_certificate, fingerprint_of
 from kestrel.xmpp.register import register
-from kestrel.xmpp.sasl import encode
+from kestrel.xmpp.sasl import decode, encode
 from parts.server import DOMAIN, MANAGER, PATIENCE_S, SECRET, Raw, header, serving
 
 SASL = "xmlns='urn:ietf:params:xml:ns:xmpp-sasl'"
@@ -103,6 +103,25 @@ def test_wrong_names_and_wrong_passwords_look_the_same(user):
             with pytest.raises(AssertionError, match="<not-authorized/></failure>"):
                 await raw.authenticate(user, "wrong")
             raw.abort()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("names", [("alice", "ALICE"), ("nobody", "NOBODY"), ("stra\u00dfe", "STRASSE")])
+def test_a_name_in_capitals_does_not_tell_whether_it_exists(names):
+    """Accounts are found however their name is written; what is made up must be as steady."""
+
+    async def scene():
+        async with serving() as server:
+            salts = []
+            for name in names:
+                raw = await Raw.open(server.c2s_port)
+                first = encode(f"n,,n={name},r=0123456789abcdef".encode())
+                raw.send(f"<auth {SASL} mechanism='SCRAM-SHA-256'>{first}</auth>")
+                text = re.search(r"<challenge[^>]*>([^<]*)<", await raw.until("</challenge>"))[1]
+                salts.append(decode(text).decode().partition(",")[2])
+                await raw.close()
+            assert salts[0] == salts[1]
 
     asyncio.run(scene())
 

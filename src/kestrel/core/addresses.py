@@ -7,6 +7,8 @@ reaches over the `@` or the `/`: `*` stands for any characters within its part.
 
 from __future__ import annotations
 
+import stringprep
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -119,10 +121,19 @@ def _parse(text: str) -> Pattern:
     if account.count("@") > 1:
         raise PatternError(f"{text!r} has more than one @")
     user, at, domain = account.rpartition("@")
-    user, domain = user.casefold(), domain.casefold()
+    user, domain = _folded(user), _folded(domain)
     if at and not domain:
         raise PatternError(f"{text!r} has nothing after the @")
     return Pattern(text, "" if user == "*" else user, "" if domain == "*" else domain, _any(resource))
+
+
+def _folded(text: str) -> str:
+    """As servers fold it when they prepare an address (RFC 3454 appendix B, then NFKC): what is left
+    otherwise would not mean the very address that it was copied from."""
+    if text.isascii():
+        return text.lower()
+    kept = (c for c in text if not stringprep.in_table_b1(c))
+    return unicodedata.ucd_3_2_0.normalize("NFKC", "".join(map(stringprep.map_table_b2, kept)))
 
 
 def _any(part: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kestrel.core import effects as fx
+from kestrel.core.addresses import parts_of
 from kestrel.core.books import Books
 from kestrel.core.jobs import CANCELLED, COMPLETED, QUEUED, REQUEUED, RUNNING, Attempt, Job
 from kestrel.core.model import (
@@ -23,7 +24,7 @@ from kestrel.core.model import (
     WorkerId,
 )
 from kestrel.core.pool import Worker
-from kestrel.core.signatures import may_run
+from kestrel.core.signatures import may_run, means
 
 STORY_TASKS_MAX = 1000
 """Most tasks that one cancellation names in the story."""
@@ -168,7 +169,12 @@ class Outcomes:
                 self._apply(job, worker, outcome)
 
     def _known(self, job: Job, task: TaskIndex, attempt: AttemptId, worker: WorkerId) -> bool:
-        """Whether a result of this attempt may count, though it is in nobody's hand."""
+        """Whether a result of this attempt may count, though it is in nobody's hand.
+
+        Of earlier lives nobody knows who was given what; who can never have been given it is known.
+        """
+        if not means(job, parts_of(worker)):
+            return False
         mark = job.marks.get(task)
         if attempt < self.books.first_attempt:
             held = job.running.get(task)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from kestrel.core.addresses import Pattern, matching
+from kestrel.core.addresses import Parts, Pattern, matching
 from kestrel.core.jobs import Job, User
 from kestrel.core.model import JobId, WorkerOffer
 from kestrel.core.ranking import Ranking
@@ -165,10 +165,13 @@ class WorkerClass:
 def may_run(job: Job, worker: Worker) -> bool:
     """Whether the job means the worker, and its owner takes the user; what it can do is another question."""
     owner = worker.cls.owner
-    if owner is not None and owner not in job.user.kind:
-        return False
+    return (owner is None or owner in job.user.kind) and means(job, worker.address)
+
+
+def means(job: Job, worker: Parts) -> bool:
+    """Whether the job may be given to a worker of this address: to all if it names none."""
     patterns = job.terms.workers
-    return not patterns or any(pattern.matches_parts(worker.address) for pattern in patterns)
+    return not patterns or any(pattern.matches_parts(worker) for pattern in patterns)
 
 
 def mask_of(workers: Iterable[Worker]) -> int:

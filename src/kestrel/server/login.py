@@ -91,7 +91,11 @@ class Login:
         self._mechanism = mechanism
         if mechanism != PLAIN:
             self._scram = ScramServer(
-                mechanism, partial(self._keys, mechanism), self._accounts.secret, self._accounts.iterations
+                mechanism,
+                partial(self._keys, mechanism),
+                self._accounts.secret,
+                self._accounts.iterations,
+                name_of=_prepared,
             )
         self._first = True
         return self.on_response(text) if text else Challenge("")
@@ -137,6 +141,14 @@ class Login:
         if keys is None:
             keys = fake_keys(SCRAM_SHA_256, local, self._accounts.secret, self._accounts.iterations)
         return Hash(local, password, keys)
+
+
+def _prepared(user: str) -> str:
+    """The name as accounts have it; one that none can have stays as it is."""
+    try:
+        return prepare_local(user)
+    except JidError:
+        return user
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,7 @@ class ScramServer:
         "_keys_of",
         "_known",
         "_mechanism",
+        "_name_of",
         "_nonce",
         "_secret",
         "_so_far",
@@ -231,9 +232,20 @@ class ScramServer:
     )
 
     def __init__(
-        self, mechanism: str, keys_of: KeysOf, secret: bytes, iterations: int = ITERATIONS_MIN
+        self,
+        mechanism: str,
+        keys_of: KeysOf,
+        secret: bytes,
+        iterations: int = ITERATIONS_MIN,
+        *,
+        name_of: Callable[[str], str] = str,
     ) -> None:
-        """`secret` makes the challenges for users that do not exist (`fake_keys`), with `iterations`."""
+        """`secret` makes the challenges for users that do not exist (`fake_keys`), with `iterations`.
+
+        `name_of`: all ways to write a name → the one way. If two of them got different challenges, that
+        would tell that there is no such user.
+        """
+        self._name_of = name_of
         self._iterations = iterations
         self._mechanism = mechanism
         self._keys_of = keys_of
@@ -266,7 +278,7 @@ class ScramServer:
         keys = self._keys_of(user)
         self._known = keys is not None
         if keys is None:
-            keys = fake_keys(self._mechanism, user, self._secret, self._iterations)
+            keys = fake_keys(self._mechanism, self._name_of(user), self._secret, self._iterations)
         self._keys = keys
         self._header = scram.text_of(f"{flag},,".encode())
         challenge = f"r={self._nonce},s={scram.text_of(keys.salt)},i={keys.iterations}"
