@@ -1,6 +1,7 @@
 """Where to connect, and when a connection may go unencrypted."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -8,6 +9,7 @@ from kestrel.config import PoolAccess
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.xmpp.access import client_settings
 from kestrel.xmpp.client import ClientSettings, XmppClient
+from kestrel.xmpp.dial import dial
 from kestrel.xmpp.endpoint import Endpoint, TlsMode, is_loopback
 from kestrel.xmpp.jid import JidError
 from kestrel.xmpp.lookup import SrvRecord, srv_order, targets_of
@@ -165,3 +167,26 @@ def test_bad_settings_are_refused_at_once():
 
 def test_a_password_is_not_shown():
     assert "hunter2" not in repr(ClientSettings("a@x.org", "hunter2"))
+
+
+@pytest.mark.parametrize("via", ["", "ws"])
+def test_a_name_of_this_machine_that_leads_elsewhere_is_not_dialled_without_encryption(via, monkeypatch):
+    """Not every resolver knows what `localhost` is reserved for; the DNS may say anything."""
+
+    async def scene():
+        async def resolver(host, port, **_):
+            assert host == "pool.localhost"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+        async def connection(*_, **__):
+            raise AssertionError("it was dialled")
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "getaddrinfo", resolver)
+        monkeypatch.setattr(loop, "create_connection", connection)
+        with pytest.raises(EnvironmentProblem, match=r"leads to 192\.0\.2\.1, not to this machine"):
+            await dial(Endpoint("pool.localhost", via=via))
+        with pytest.raises(AssertionError, match="it was dialled"):
+            await dial(Endpoint("pool.localhost", fingerprint="ab" * 32))
+
+    asyncio.run(scene())

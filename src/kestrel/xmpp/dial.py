@@ -95,7 +95,7 @@ async def dial(
     Raises `EnvironmentProblem`, `PeerError`, `UsageError` for what is not safe, and `AuthenticationError`
     for a certificate that is not acceptable.
     """
-    _ = endpoint.tls_mode
+    stays_here = endpoint.tls_mode is not TlsMode.REQUIRED
     targets = await targets_of(endpoint, lookup)
     targets.sort(key=lambda target: target != first)
 
@@ -106,7 +106,7 @@ async def dial(
     async def enter(wire: Wire, target: Target) -> Dialled:
         return await _negotiated(wire, endpoint, target, user)
 
-    return await _reach(targets, make_wire, enter)
+    return await _reach(targets, make_wire, enter, stays_here=stays_here)
 
 
 async def connect(
@@ -147,8 +147,11 @@ async def _reach(
     enter: Callable[[Wire, Target], Awaitable[T]],
     *,
     proxies: bool = True,
+    stays_here: bool = False,
 ) -> T:
     """What `enter` makes of the first target that answers, and that it can do something with.
+
+    `stays_here`: it may go unencrypted, so no other machine is tried, whatever a name leads to.
 
     Raises `AuthenticationError` for a certificate, at once; else, when all have failed, the fault itself if
     it is the only one, or `EnvironmentProblem` naming them all.
@@ -160,6 +163,8 @@ async def _reach(
     for at, target in enumerate(targets):
         until = loop.time() + max(0.0, deadline - loop.time()) / (len(targets) - at)
         routes, unknown = await _routes(target, known, proxies=proxies)
+        if stays_here and not unknown:
+            routes, unknown = _here(routes)
         if unknown:
             faults.append(_Fault(f"{target}: {unknown}"))
         for number, route in enumerate(routes):
@@ -235,6 +240,15 @@ async def _routes(
     if proxy is None or all(is_loopback(address) for address in found):
         return [*found], ""
     return [*found, proxy], ""
+
+
+def _here(routes: list[str | Proxy]) -> tuple[list[str | Proxy], str]:
+    """Those that do not leave this machine; and why there are none. That `pool.localhost` means this machine
+    (RFC 6761 section 6.3) is not known to every resolver: some ask the DNS, where anybody may answer."""
+    here: list[str | Proxy] = [route for route in routes if isinstance(route, str) and is_loopback(route)]
+    if here or not routes:
+        return here, ""
+    return [], f"it leads to {routes[0]}, not to this machine, and encryption was not demanded"
 
 
 async def _addresses(host: str, port: int) -> list[str]:
