@@ -271,6 +271,38 @@ def test_frames_that_are_none_or_say_nothing_end_the_stream_and_others_do_not_no
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(
+    ("asked", "inside"),
+    [
+        ("<iq type='get' id='1'><query xmlns='jabber:iq:register'/></iq>", False),
+        ("<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='SCRAM-SHA-256'/>", False),
+        ("<r xmlns='urn:xmpp:sm:3'/>", True),
+    ],
+)
+def test_who_asks_on_and_takes_no_answers_is_dropped_before_they_fill_the_memory(asked, inside):
+    async def ask_on(raw, many):
+        for _ in range(64 * MIB // len(many)):
+            raw.send(many)
+            await raw.writer.drain()
+
+    async def scene():
+        with served() as server:
+            if inside:
+                raw = await Raw.login(server.c2s_port, "alice")
+                raw.send("<enable xmlns='urn:xmpp:sm:3'/>")
+                await raw.until("<enabled")
+            else:
+                raw = await Raw.open(server.c2s_port)
+            before = server.resident_bytes
+            raw.writer.transport.pause_reading()
+            with pytest.raises(OSError):
+                await ask_on(raw, asked * 4000)
+            assert server.resident_bytes - before < 24 * MIB
+            raw.abort()
+
+    asyncio.run(scene())
+
+
 def test_pings_are_not_answered_to_who_does_not_take_the_answers():
     async def scene(server):
         alice = await Raw.login(server.c2s_port, "alice")

@@ -277,10 +277,17 @@ class Connection(asyncio.Protocol):
     # writing
 
     def write(self, data: bytes) -> None:
-        """Send now; for what is no stanza."""
+        """Send now; for what is no stanza. Who asks on and takes no answers is dropped."""
         transport = self.transport
-        if transport is not None and not transport.is_closing():
-            transport.write(data)
+        if transport is None or transport.is_closing():
+            return
+        transport.write(data)
+        if self.closed_at or not (self.choked or self.session is None):
+            return
+        most = self.hub.limits.login_outgoing_bytes_max if self.session is None else self.outgoing_bytes_max
+        if transport.get_write_buffer_size() > most:
+            log.warning("server.slow_reader_dropped", extra=self._fields())
+            self.drop("slow")
 
     def write_outbox(self, session: Session) -> None:
         """Send what the router has for this session, with one write."""

@@ -20,6 +20,8 @@ class ServerLimits:
     stanza_bytes_max: int = 262_144
     login_stanza_bytes_max: int = 16_384
     """Largest element before the login has succeeded."""
+    login_outgoing_bytes_max: int = 65_536
+    """Bytes that may wait for a client that has not logged in; above, it is dropped."""
     component_stanza_bytes_max: int = 1_048_576
     depth_max: int = 64
     attributes_max: int = 64
