@@ -13,6 +13,7 @@ import pytest
 from parts.networks import Network, need_networks
 from realpool import networks
 from realpool.networks import Machine, NatBox
+from realpool.processes import until
 
 SERVER = """
 import socket, threading
@@ -114,6 +115,7 @@ def test_nothing_is_left_after_a_failure_with_something_running_inside() -> None
             machine = net.machine("some").plug(net.lan("lan"), "192.0.2.1/24")
             machine.asks_names_of("192.0.2.2")
             children.append(subprocess.Popen(machine.words("sleep", "1000")))
+            until(lambda: bool(machine.pids()), "it has entered", 10)
             raise LookupError
 
     with pytest.raises(LookupError):

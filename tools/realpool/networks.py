@@ -264,12 +264,14 @@ class Network:
 
     def _vacate(self, machine: Machine) -> None:
         """A namespace lives as long as a process is in it: end those that were left behind."""
-        for pid in machine.pids():
-            send(pid, signal.SIGKILL)
 
         def vacant() -> bool:
-            # Our own children stay as dead ones until they are waited for.
-            return all(state_of(pid) in ("Z", "X", "") for pid in machine.pids())
+            # Our own children stay as dead ones until they are waited for. What was started just now enters
+            # after the first look.
+            alive = [pid for pid in machine.pids() if state_of(pid) not in ("Z", "X", "")]
+            for pid in alive:
+                send(pid, signal.SIGKILL)
+            return not alive
 
         until(vacant, f"nothing runs in {machine.space}", LEAVE_S_MAX)
 
