@@ -26,8 +26,15 @@ class Served:
 
     @property
     def resident_bytes(self):
+        return self._memory("VmRSS")
+
+    @property
+    def peak_bytes(self):
+        return self._memory("VmHWM")
+
+    def _memory(self, line):
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024
+        return int(re.search(rf"{line}:\s+(\d+)", text)[1]) * 1024
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Floods: crowds that say nothing, words without end. Who is in keeps working, who comes is let in."""
 
 import asyncio
+import re
 import resource
 import socket
 import ssl
@@ -16,7 +17,7 @@ from test_server_websocket import request
 from kestrel.server.certificate import ensure_certificate
 from parts.need import need_that
 from parts.served import served
-from parts.server import DOMAIN, PATIENCE_S, Raw, header, serving
+from parts.server import DOMAIN, MANAGER, PATIENCE_S, Raw, header, serving
 from parts.web import Web
 
 if sys.platform != "linux":
@@ -301,6 +302,35 @@ def test_who_asks_on_and_takes_no_answers_is_dropped_before_they_fill_the_memory
             raw.abort()
 
     asyncio.run(scene())
+
+
+def test_one_read_full_of_questions_with_long_answers_takes_little_memory_and_all_are_answered_in_order():
+    """240 kB of questions for a roster of 160 kB: all answers together would take 600 MB at once."""
+
+    async def scene(server):
+        alice = await Raw.login(server.c2s_port, "alice")
+        manager = await Raw.component(server.component_port)
+        mallory = await Raw.login(server.c2s_port, "mallory")
+        for n in range(40):
+            item = f"<item jid='{n}@x.example' name='{'n' * 4000}'/>"
+            mallory.send(f"<iq type='set' id='s'><query xmlns='jabber:iq:roster'>{item}</query></iq>")
+        await mallory.sync()
+        before = server.peak_bytes
+        ask = "<iq type='get' id='q{}'><query xmlns='jabber:iq:roster'/></iq>"
+        mallory.send("".join(map(ask.format, range(20))) + "<presence/>" * 20)
+        assert re.findall("id='(q[0-9]+)'", await mallory.until("id='q19'")) == [f"q{n}" for n in range(20)]
+        mallory.writer.transport.pause_reading()
+        mallory.send(f"<presence to='{MANAGER}'/>" + "".join(map(ask.format, range(3700))))
+        await talk(alice, manager)
+        await manager.until(f"from='{mallory.address}'[^>]* type='unavailable'")
+        await talk(alice, manager)
+        mallory.abort()
+        assert server.peak_bytes - before < 64 * MIB
+        await alice.close()
+        await manager.close()
+
+    with served() as server:
+        asyncio.run(scene(server))
 
 
 def test_pings_are_not_answered_to_who_does_not_take_the_answers():

@@ -25,7 +25,8 @@ from kestrel.xmpp.stream import Event, Stanza, StreamError, StreamHeader, Stream
 
 log = logging.getLogger("kestrel.server")
 
-_STANZAS = frozenset(f"{x.NS_CLIENT} {name}" for name in ("message", "presence", "iq"))
+_MESSAGE = f"{x.NS_CLIENT} message"
+_STANZAS = frozenset((_MESSAGE, f"{x.NS_CLIENT} presence", f"{x.NS_CLIENT} iq"))
 _ALL_BOUND = (
     f"<bind xmlns='{x.NS_BIND}'/><session xmlns='{x.NS_SESSION}'><optional/></session>"
     f"<sm xmlns='{x.NS_ACKS}'/>"
@@ -77,7 +78,9 @@ class ClientConnection(Connection):
     def _route(self, session: Session, events: list[Event]) -> int:
         on_client = self.hub.router.on_client
         acks = self.acks
-        for event in events:
+        left = iter(events)
+        turn_ends = 0.0
+        for event in left:
             if event.__class__ is Stanza and event.tag in _STANZAS:
                 if acks is not None:
                     acks.count_received()
@@ -85,6 +88,13 @@ class ClientConnection(Connection):
                     on_client(session, event)
                 except EnvironmentProblem as problem:
                     log.error("server.roster_not_kept", extra={**self._fields(), "reason": problem.text})
+                if event.tag != _MESSAGE:
+                    now = self.hub.loop.time()
+                    turn_ends = turn_ends or now + self.hub.limits.turn_s_max
+                    if now > turn_ends and not self.closed_at:
+                        self._rest = list(left)
+                        self._let_others()
+                        break
                 continue
             if self.closed_at:
                 break
@@ -93,6 +103,12 @@ class ClientConnection(Connection):
             if self.closed_at:
                 break
         return len(events)
+
+    def _let_others(self) -> None:
+        """One read may hold thousands of queries with long answers, or that write to the disk each: it is the
+        others' turn, and what there is to say until now is said."""
+        self.pause(BUSY)
+        self.hub.loop.call_later(self.hub.limits.turn_s_max, self.resume, BUSY)
 
     def _on_other(self, event: Event) -> None:
         if not isinstance(event, Stanza):

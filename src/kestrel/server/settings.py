@@ -71,6 +71,8 @@ class ServerLimits:
     """From so many waiting bytes on, clients that send to a component are not read any more."""
     component_stall_s_max: float = 60.0
     """A component that takes nothing for so long while bytes wait is dropped."""
+    turn_s_max: float = 0.02
+    """After so long with the presence and the queries of one client it is the others' turn."""
     stanzas_per_s: float = 0.0
     """Sustained rate per client, held by reading slower; 0: no limit."""
     bytes_per_s: float = 0.0
