@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_the_journal_does_not_grow_with_what_was_forgotten(tmp_path: Path) -> No
     assert (tmp_path / "finished.journal").stat().st_size < 15_000
     spool.close()
     assert kept(tmp_path) == [finished(0)]
+
+
+def test_what_is_kept_is_for_its_owner_only_wherever_it_is_kept(tmp_path: Path) -> None:
+    open_to_all = tmp_path / "spool"
+    open_to_all.mkdir(mode=0o755)
+    mask = os.umask(0)
+    try:
+        FileSpool(open_to_all).close()
+    finally:
+        os.umask(mask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in open_to_all.iterdir()}
+    assert modes["finished.journal"] == 0o600
 
 
 def test_a_full_spool_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ class FileSpool:
         new = self._path.with_suffix(".new")
         size = len(head)
         try:
-            with open(new, "wb") as file:
+            with open(new, "wb", opener=_open_private) as file:
                 file.write(head)
                 for body in self._kept.values():
                     size += file.write(line_of(body))
@@ -325,6 +325,11 @@ def _in_use(directory: Path, holder: str) -> EnvironmentProblem:
         hint="give each worker a directory of its own (--dir), or stop the other one",
         code="in_use",
     )
+
+
+def _open_private(path: str, flags: int) -> int:
+    """For its owner only: ends of outputs are in it, and the directory may be one that others can enter."""
+    return os.open(path, flags, 0o600)
 
 
 def _problem(path: Path, problem: OSError) -> EnvironmentProblem:
