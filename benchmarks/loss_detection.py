@@ -36,7 +36,7 @@ from realpool.embedded import EmbeddedProcess
 from realpool.live import LiveServer
 from realpool.networks import Machine, Network, missing
 from realpool.on_server import ServerPool
-from realpool.pool import PoolPlan
+from realpool.pool import PoolPlan, RealPool
 from realpool.processes import Process, until
 from realpool.prosody import Prosody, prosody_program
 
@@ -72,6 +72,10 @@ class SpreadPool(ServerPool):
             timeout=patience_s,
             check=False,
         )
+
+    def seen_workers(self) -> int:
+        # This process is on none of those machines: a command there asks.
+        return RealPool.seen_workers(self)
 
     def words_of(self, name: str) -> list[str]:
         """What runs a command on the machine of this process; all but workers are on the hub."""
