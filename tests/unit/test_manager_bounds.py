@@ -168,6 +168,38 @@ def test_peers_that_only_greet_are_not_remembered_without_bound():
     assert len(rig.manager.roster.greeted) == 10
 
 
+def test_large_messages_do_not_pile_up_while_the_store_is_slow():
+    rig = Rig(replace(SETTINGS, inbox_bytes_max=1_000_000))
+    commit, waiting = rig.store.commit, []
+    rig.store.commit = lambda *words, **more: waiting.append((words, more))
+    rig.tell(USER, m.Job(command="true"))
+    rig.run()
+    for n in range(100):
+        rig.tell(USER, m.Job(id=f"{n}", command="x" * 50_000, queue=1))
+    assert len(rig.manager._inbox) == 20
+    assert [e.code for e in rig.to(USER, m.Error)] == ["busy"] * 80
+    rig.store.commit = commit
+    for words, more in waiting:
+        commit(*words, **more)
+    rig.run()
+    assert len(rig.to(USER, m.Accepted)) == 21
+    assert isinstance(rig.ask(m.Job(id="later", command="x" * 50_000, queue=1)), m.Accepted)
+
+
+def test_answers_that_nobody_waits_for_take_no_room_from_those_that_somebody_does():
+    lapsed = [False]
+    rig = Rig(replace(SETTINGS, inbox_max=10), lapsed=lambda: lapsed[0])
+    lapsed[0] = True
+    for n in range(100):
+        rig.tell("eve@example.org/x", m.Error(re=f"{n}", code="x", text="no"))
+        rig.tell("eve@example.org/x", m.OutputPart(re=f"{n}", job=1, task=0, attempt=1))
+    rig.manager.on_message(USER, b'{"type": "nonsense"}', False)
+    lapsed[0] = False
+    rig.manager.resume()
+    rig.run()
+    assert rig.to(USER, m.Error)
+
+
 def test_workers_that_flood_an_absent_store_are_left_out_and_asked_again():
     rig = Rig(replace(SETTINGS, inbox_max=10))
     rig.join(cores=1)

@@ -88,6 +88,8 @@ class Manager:
         """Told once when the manager cannot go on."""
         self._lapsed = lapsed
         self._inbox: list[ev.Event | Request] = []
+        self.inbox_bytes = 0
+        """Of the messages from which what is in there came."""
         self._time_waiting = False
         self._deaf = False
         """Our own connection is broken: nobody can be heard."""
@@ -274,7 +276,8 @@ class Manager:
     @property
     def is_overfull(self) -> bool:
         """Whether nothing more is taken in for now."""
-        return len(self._inbox) >= self.settings.inbox_max
+        settings = self.settings
+        return len(self._inbox) >= settings.inbox_max or self.inbox_bytes >= settings.inbox_bytes_max
 
     def _take(self, sender: str, manner: Manner, message: m.ToManager) -> None:
         """A message of somebody who may send it. Raises `UsageError` for a worker that cannot come in."""
@@ -288,9 +291,11 @@ class Manager:
                 self.roster.join(sender, manner, message)
             case m.OutputPart():
                 self.post(ev.WorkerHeard(sender))
-                self.tell_now(lambda: self.outputs.relay_answer(sender, message))
+                if self.outputs.awaits(sender, message.re):
+                    self.tell_now(lambda: self.outputs.relay_answer(sender, message))
             case m.Error():
-                self.tell_now(lambda: self.outputs.relay_error(sender, message))
+                if self.outputs.awaits(sender, message.re):
+                    self.tell_now(lambda: self.outputs.relay_error(sender, message))
             case _:
                 self._inbox.append((sender, manner, message))
                 self._flush_soon()
@@ -341,6 +346,7 @@ class Manager:
 
     def _turn(self) -> None:
         inbox, self._inbox = self._inbox, []
+        self.inbox_bytes = 0
         self.roster.apologize()
         unit = Unit()
         events: list[ev.Event] = []
@@ -413,7 +419,10 @@ class Manager:
         if first:
             log.error("store_unavailable", extra={"problem": str(problem)})
             self.requests.tell_of_delay(unit)
+        waiting = len(self._inbox)
         self.requests.refuse_while_store_fails(self._inbox)
+        if waiting:
+            self.inbox_bytes = self.inbox_bytes * len(self._inbox) // waiting
         self._retry_due = self.clock.call_later(self.settings.store_retry_s, lambda: self._commit(unit))
 
     def _tell(self, unit: Unit) -> None:

@@ -123,6 +123,11 @@ class Outputs:
         )
         manager.send_worker(worker, ask)
 
+    def awaits(self, worker: str, key: str) -> bool:
+        """Whether this worker was asked for something, and has not answered."""
+        relay = self._relays.get(key)
+        return relay is not None and relay.worker == worker
+
     def relay_answer(self, worker: str, part: m.OutputPart) -> None:
         """A worker sent output: hand it on to who asked."""
         relay = self._relays.get(part.re)

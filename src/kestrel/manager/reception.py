@@ -46,11 +46,11 @@ class Reception:
         try:
             message = _read(manner, payload)
             if isinstance(message, m.WorkerToManager):
-                self._take_from_worker(sender, manner, message)
+                self._take_from_worker(sender, manner, message, len(payload))
             elif isinstance(message, m.Error):
                 manager._take(sender, manner, message)
             else:
-                self._take_from_user(sender, manner, message)
+                self._take_from_user(sender, manner, message, len(payload))
         except codec.ProtocolError as problem:
             manager.counters["bad_messages"] += 1
             self._refuse(sender, manner, Refusal(problem.code, problem.text, problem.hint), problem.re)
@@ -64,7 +64,7 @@ class Reception:
 
     # --- workers --------------------------------------------------------------------------------------
 
-    def _take_from_worker(self, sender: str, manner: Manner, message: m.WorkerToManager) -> None:
+    def _take_from_worker(self, sender: str, manner: Manner, message: m.WorkerToManager, size: int) -> None:
         manager = self.manager
         refusal = manager.access.may(sender, "worker")
         if refusal is not None:
@@ -75,11 +75,12 @@ class Reception:
             manager.counters["dropped"] += 1
             manager.roster.leave_out(sender)
             return
+        manager.inbox_bytes += size
         manager._take(sender, manner, message)
 
     # --- users ----------------------------------------------------------------------------------------
 
-    def _take_from_user(self, sender: str, manner: Manner, message: m.UserToManager) -> None:
+    def _take_from_user(self, sender: str, manner: Manner, message: m.UserToManager, size: int) -> None:
         manager = self.manager
         refusal = manager.access.may(sender, "user") or self._too_many(sender)
         if refusal is not None:
@@ -89,6 +90,7 @@ class Reception:
             error = m.Error(re=message.id, code="busy", text="the manager is overloaded", hint="try again")
             manager.reply_now(sender, manner, error)
         else:
+            manager.inbox_bytes += size
             manager._take(sender, manner, message)
 
     def _too_many(self, sender: str) -> Refusal | None:

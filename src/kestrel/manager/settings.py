@@ -62,6 +62,8 @@ class ManagerSettings:
     server and manager may have been restarted together."""
     inbox_max: int = 100_000
     """Messages waiting for the store; beyond it users are turned away."""
+    inbox_bytes_max: int = 256 * 1024 * 1024
+    """The same in bytes as they came: a few large ones must not fill the memory either."""
     jobs_open_per_user_max: int = 10_000
     tasks_open_per_user_max: int = 200_000_000
     """Tasks of one user that are queued or running, or in jobs that have not ended."""
