@@ -128,6 +128,7 @@ def test_jobs_of_others_do_not_run_where_the_owner_does_not_want_them(pool: Pool
 def test_outside_of_its_hours_a_worker_is_there_and_takes_nothing(pool: Pool) -> None:
     other_day = (datetime.now() + timedelta(days=3)).strftime("%a")
     closed = pool.worker("closed", "--hours", other_day)
+    assert pool.ask("pool", "closed@*")["workers"][0]["state"] == "away"
     job = submitted(pool, "--", "echo $KESTREL_WORKER")
     day_worker = pool.worker("always")
     assert ended(pool, job)["counts"]["completed"] == 1

@@ -430,7 +430,7 @@ def test_people_are_told_who_is_in_quarantine_and_when_it_is_tried_again() -> No
     assert f"1 worker is in quarantine ({BAD}: {reason}); the next probe task follows in 28 s." in lines
     pool.do(ev.WorkerDrained(GOOD))
     warning = pool.scheduler.warning(1, pool.now)
-    assert warning.startswith("2 of 2 workers could run it, but all of them are draining or in trouble.")
+    assert warning.startswith("2 of 2 workers could run it, but all of them are draining, away or in trouble")
     wait(pool, 28.0)
     assert "a probe task is under way." in " ".join(pool.scheduler.explain(1, None, pool.now))
 

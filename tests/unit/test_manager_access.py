@@ -519,6 +519,14 @@ class TestLimits:
         assert pool.ask(m.Job(command="true", queue=done + 1)).code == "busy"
         assert pool.ask(m.Job(command="true", queue=done)).job == 3
 
+    def test_what_could_never_fit_is_refused_for_good_instead_of_told_to_wait(self):
+        pool = Rig(replace(SETTINGS, tasks_open_per_user_max=3))
+        refusal = pool.ask(m.Job(command="true", queue=4))
+        assert refusal.code == "too_many"
+        assert "3" in refusal.text
+        pool.ask(m.Job(command="x", args=[["a"]], open=True))
+        assert pool.ask(m.Extend(job=1, offset=1, args=[["b"]] * 4)).code == "too_many"
+
     def test_additions_count_too(self):
         pool = Rig(replace(SETTINGS, tasks_open_per_user_max=3))
         pool.ask(m.Job(command="x", args=[["a"]], open=True))

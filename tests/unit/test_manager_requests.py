@@ -233,8 +233,13 @@ def test_a_worker_that_shows_away_gets_nothing_until_it_is_back(rig: Rig):
     rig.manager.on_available(WORKER, Show.AWAY, "owner is back")
     rig.ask(m.Job(command="true"))
     assert not rig.to(WORKER, m.Tasks)
+    assert rig.ask(m.Pool()).workers[0].state == "away"
+    rig.manager.on_available(WORKER, Show.XA, "leaving")
+    rig.run()
+    assert rig.ask(m.Pool()).workers[0].state == "draining"
     rig.manager.on_available(WORKER, Show.CHAT, "")
     rig.run()
+    assert rig.ask(m.Pool()).workers[0].state != "away"
     assert len(rig.to(WORKER, m.Tasks)) == 1
 
 

@@ -131,6 +131,11 @@ def test_invitations_expire_and_can_be_revoked():
     assert accounts.invitations() == []
     with pytest.raises(UsageError):
         accounts.revoke("nothing")
+    used = accounts.invite("user")
+    accounts.redeem(used, "ann", keys_of_password("pw"))
+    assert accounts.revoke(accounts.everyone()[0].invitation) == accounts.id_of(used)  # as accounts show it
+    with pytest.raises(AuthenticationError, match="revoked"):
+        accounts.check_token(used)
     accounts.close()
 
 

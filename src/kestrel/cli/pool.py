@@ -64,7 +64,7 @@ def pool(
     \b
     kestrel pool                        everybody
     kestrel pool worker@pool/42         this one
-    kestrel pool 'lab*@pool' '*/core2'  accounts that begin so, and every second core
+    kestrel pool 'lab*@pool' '*/core2'  accounts that begin so, and anybody's core2
     kestrel pool example.org            everybody of this domain
     kestrel pool --by domain            how many of each domain, and how busy they are
     """

@@ -77,7 +77,7 @@ def mismatch(books: Books, job: Job, now: float) -> list[str]:
     fitting = sum(1 for _ in signature.members())
     if fitting:
         troubled = _in_trouble(books, signature, now)
-        why = "draining or in trouble" if troubled else "draining"
+        why = "draining, away or in trouble" if troubled else "draining or away"
         return [f"{_of(fitting, total)} could run it, but all of them are {why}.", *troubled]
     meant = [w for w in books.pool.workers.values() if not terms.workers or matching(terms.workers, w.id)]
     if not meant:

@@ -108,9 +108,9 @@ def _lost(manager: Manager) -> list[m.LostWorker]:
 def _worker_info(manager: Manager, worker: WorkerId, view: WorkerView) -> m.WorkerInfo:
     entry = manager.workers[worker]
     profile = entry.profile
-    state: Literal["idle", "busy", "full", "draining", "quarantined"] = "busy"
+    state: Literal["idle", "busy", "full", "draining", "away", "quarantined"] = "busy"
     if view.drained:
-        state = "draining"
+        state = "away" if manager.roster.is_away(worker) else "draining"
     elif view.quarantined:
         state = "quarantined"
     elif not view.in_hand:

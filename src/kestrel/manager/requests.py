@@ -125,6 +125,12 @@ class Requests:
                 code="busy",
             )
         most = settings.tasks_open_per_user_max
+        if count > most:  # waiting would not help
+            raise UsageError(
+                f"one user may have {most} tasks queued or running here, and these are {count}",
+                hint="submit fewer at a time; who runs the pool can raise the limit (--max-queued)",
+                code="too_many",
+            )
         if books.unfinished(user, most - count) + count > most:
             raise UsageError(
                 f"with these {count} tasks {user} would have more than {most} that are queued or running",

@@ -51,7 +51,7 @@ class Roster:
         self._sessions = 0
         self._missing: set[WorkerId] = set()
         """Workers of which nothing was heard since our own connection broke; their leases decide."""
-        self._paused_by_presence: set[WorkerId] = set()
+        self._paused_by_presence: dict[WorkerId, Show] = {}
         self._calls: dict[WorkerId, None] = {}
         """Whom to call yet, in order."""
         self._absent: dict[WorkerId, str] = {}
@@ -142,7 +142,7 @@ class Roster:
             self.greet(sender)
         if sender in self.entries:
             self.manager.post(ev.WorkerHeard(sender))
-            self._pause(sender, show in (Show.AWAY, Show.XA))
+            self._pause(sender, show)
 
     def greet(self, peer: str) -> None:
         """Our presence, so that it learns when we go."""
@@ -254,7 +254,7 @@ class Roster:
             for job in entry.specs:
                 self.manager.jobs[job].told.pop(worker, None)
             self._missing.discard(worker)
-            self._paused_by_presence.discard(worker)
+            self._paused_by_presence.pop(worker, None)
             self.manager.far.settled(worker)
 
     def dismiss(self, whose: str) -> None:
@@ -271,16 +271,22 @@ class Roster:
 
     # --- drains -----------------------------------------------------------------------------------------
 
-    def _pause(self, worker: WorkerId, paused: bool) -> None:
-        if paused == (worker in self._paused_by_presence):
-            return
-        (self._paused_by_presence.add if paused else self._paused_by_presence.discard)(worker)
-        if worker not in self.drained_by_user:
+    def _pause(self, worker: WorkerId, show: Show) -> None:
+        paused, before = show in (Show.AWAY, Show.XA), worker in self._paused_by_presence
+        if paused:
+            self._paused_by_presence[worker] = show
+        else:
+            self._paused_by_presence.pop(worker, None)
+        if paused != before and worker not in self.drained_by_user:
             self.manager.post(ev.WorkerDrained(worker, paused))
 
     def is_drained(self, worker: WorkerId) -> bool:
         """Whether the worker gets no more tasks, for whichever reason."""
         return worker in self.drained_by_user or worker in self._paused_by_presence
+
+    def is_away(self, worker: WorkerId) -> bool:
+        """Whether it said itself that it takes nothing now, and nobody has drained it."""
+        return worker not in self.drained_by_user and self._paused_by_presence.get(worker) is Show.AWAY
 
     def drain(
         self, message: m.Drain, unit: Unit, events: list[ev.Event], *, account: str | None = None

@@ -294,7 +294,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False
     """A worker at a glance."""
 
     worker: str
-    state: Literal["idle", "busy", "full", "draining", "quarantined"] = "idle"
+    state: Literal["idle", "busy", "full", "draining", "away", "quarantined"] = "idle"
     os: str = ""
     arch: str = ""
     hostname: str = ""

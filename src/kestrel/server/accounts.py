@@ -360,11 +360,14 @@ class Accounts:
     def revoke(self, token_or_id: str) -> str:
         """The invitation is worth nothing from now on; accounts made with it stay. Returns its `id`.
 
-        Takes the token, or the `id` of `invitations`. Raises `UsageError` if there is none.
+        Takes the token, or the `id` as `invitations` and the accounts made with it tell it. Raises
+        `UsageError` if there is none.
         """
-        known = [state.id for state in self.invitations()]
-        prefix = token_or_id if token_or_id in known else _hash(token_or_id)
         with self.transaction() as connection:
+            known = connection.execute(
+                "SELECT 1 FROM invitations WHERE substr(hash, 1, ?) = ?", (INVITATION_ID_CHARS, token_or_id)
+            ).fetchone()
+            prefix = token_or_id if known else _hash(token_or_id)
             done = connection.execute(
                 "DELETE FROM invitations WHERE substr(hash, 1, ?) = ?", (len(prefix), prefix)
             )
@@ -394,4 +397,4 @@ def _check_role(role: str) -> None:
 
 
 def _unknown(local: str) -> UsageError:
-    return UsageError(f"there is no account {local!r}", hint="check the name")
+    return UsageError(f"there is no account {local!r}", hint="`kestrel account list` shows the names")
