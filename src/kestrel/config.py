@@ -176,7 +176,7 @@ class Invitation:
         if match is None or int(match["port"] or 1) not in range(1, 65536) or via not in _SCHEMES.values():
             raise UsageError(
                 f"this is no invitation: {_without_token(line)!r}",
-                hint="paste the whole line that `kestrel up` printed; it begins with kestrel://",
+                hint="paste the whole line, which begins with kestrel://; this one may be cut off",
             )
         return cls(
             token=unquote(match["token"]),

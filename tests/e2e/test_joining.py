@@ -71,6 +71,7 @@ def test_a_user_joins_uses_the_pool_and_is_ended(pool, machine):
     # Again with the same line: the account is kept, and nothing is asked for.
     again = machine.run("join", made["invitation"])
     assert "ann@kestrel.localhost" in again.stdout
+    assert "was not used" in again.stdout
     assert "kestrel submit" in again.stdout
     assert [each["user"] for each in machine.ask("status")] == []
     accounts = {each["account"]: each for each in pool.ask("account", "list")}
@@ -169,6 +170,9 @@ def test_another_pool_of_the_same_name_is_not_overwritten(pool, machine):
     refused = machine.run("join", invited(pool, "--role", "user")["invitation"], code=255)
     assert "--pool" in refused.stderr
     assert path.read_text() == before
+    PoolAccess("manager.kestrel.localhost", "ann@kestrel.localhost", "pw", fingerprint="ab" * 32).save(path)
+    refused = machine.run("join", invited(pool, "--role", "user")["invitation"], code=255)
+    assert "another domain or certificate" in refused.stderr
 
 
 def test_the_account_of_this_machines_commands_is_not_removed_by_mistake(pool):

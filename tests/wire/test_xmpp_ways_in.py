@@ -210,6 +210,7 @@ def test_what_expects_tls_never_talks_to_who_has_none(prosody):
         problem = refusal(endpoint_of(prosody, via, port=prosody.port))
         assert isinstance(problem, EnvironmentProblem)
         assert "TLS" in problem.text
+        assert "port" in problem.hint
 
 
 def test_a_path_without_a_websocket_is_told(prosody):

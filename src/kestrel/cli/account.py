@@ -83,7 +83,11 @@ def remove(name: str, pool: str | None, as_json: bool) -> None:
                 hint="name another one, or with --pool the pool that you mean",
             )
         accounts.remove(local)
-    _say(as_json, {"account": local, "removed": True}, f"The account {local!r} is gone.")
+    _say(
+        as_json,
+        {"account": local, "removed": True},
+        f"The account {local!r} is gone. Its name is free: who takes it next has the jobs under it.",
+    )
 
 
 @account.command()

@@ -46,23 +46,24 @@ def join(invitation: str | None, pool: str | None, name: str, as_json: bool) -> 
     path = pool_access_path(called)
     if path.exists():
         _check_same(PoolAccess.load(path), invited, called)
-    access, seen = asyncio.run(_join(invited, called, name or _own_name()))
-    _greet(Output("json" if as_json else "table"), called, access, seen)
+    access, seen, is_new = asyncio.run(_join(invited, called, name or _own_name()))
+    _greet(Output("json" if as_json else "table"), called, access, seen, is_new)
 
 
-async def _join(invited: Invitation, called: str, name: str) -> tuple[PoolAccess, m.PoolStatus]:
+async def _join(invited: Invitation, called: str, name: str) -> tuple[PoolAccess, m.PoolStatus, bool]:
+    """The access, what the manager says, and whether the invitation was used."""
     path = pool_access_path(called)
     known = path.exists()
     access = await account_of(invited, path, name, purpose="user")
     try:
-        return access, await _look(called)
+        return access, await _look(called), not known or bool(invited.user)
     except AuthenticationError as problem:
         if not known or invited.user or problem.code == "certificate":
             raise
     # The account that was kept here is gone: the invitation makes another one.
     path.unlink()
     access = await account_of(invited, path, name, purpose="user")
-    return access, await _look(called)
+    return access, await _look(called), True
 
 
 async def _look(called: str) -> m.PoolStatus:
@@ -81,11 +82,14 @@ async def _look(called: str) -> m.PoolStatus:
 
 
 def _check_same(access: PoolAccess, invited: Invitation, called: str) -> None:
-    if not belongs(access, invited):
-        raise UsageError(
-            f"the name {called!r} stands for another pool here (manager {access.manager})",
-            hint=f"choose another one: kestrel join --pool NAME; or remove {pool_access_path(called)}",
-        )
+    if belongs(access, invited):
+        return
+    other = f"the name {called!r} stands for another pool here (manager {access.manager})"
+    if access.manager == invited.manager:
+        other = f"the pool {called!r} is known here with another domain or certificate than this line names"
+    raise UsageError(
+        other, hint=f"choose another name: kestrel join --pool NAME; or remove {pool_access_path(called)}"
+    )
 
 
 def _own_name() -> str:
@@ -95,13 +99,15 @@ def _own_name() -> str:
         return "user"
 
 
-def _greet(out: Output, called: str, access: PoolAccess, seen: m.PoolStatus) -> None:
+def _greet(out: Output, called: str, access: PoolAccess, seen: m.PoolStatus, is_new: bool) -> None:
     if out.mode == "json":
-        out.document({"pool": called, "jid": access.jid, "manager": access.manager, "workers": seen.count})
+        record = {"pool": called, "jid": access.jid, "manager": access.manager, "workers": seen.count}
+        out.document({**record, "joined": is_new})
         return
     here = pool_words(called)
     workers = "1 worker is" if seen.count == 1 else f"{seen.count} workers are"
-    out.line(f"Joined: you are {access.jid} in pool {called!r}, where {workers} now. Try:")
+    how = "Joined" if is_new else "You had joined before, and the invitation was not used"
+    out.line(f"{how}: you are {access.jid} in pool {called!r}, where {workers} now. Try:")
     out.line("")
     out.line(f"  kestrel submit{here} --wait -- hostname")
     out.line(f"  kestrel pool{here}")

@@ -124,7 +124,7 @@ MEANINGS = {
     "TaskResult.worker": "Address of the worker that ran it; empty if none did.",
     "TaskInfo.state": "`QUEUED`, `RUNNING`, or one of the states in which a task ends.",
     "TaskInfo.worker": "Address of the worker that has or had it; empty if none.",
-    "WorkerInfo.state": "What it can take at the moment; `away`: nothing, its hours are over or its disk is full.",
+    "WorkerInfo.state": "What it can take at the moment; `away`: its hours are over, or its disk is full.",
     "WorkerInfo.completed": "Attempts that it completed since it joined.",
     "WorkerInfo.failed": "Attempts that failed on it since it joined.",
     "LostWorker.reason": "How it was noticed.",

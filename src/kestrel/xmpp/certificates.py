@@ -40,7 +40,8 @@ def normal_fingerprint(text: str) -> str:
 def not_trusted(name: str, why: str, seen: str) -> AuthenticationError:
     """What to tell of a certificate for `name` that was refused; `seen` is its fingerprint, if known."""
     return AuthenticationError(
-        f"The certificate of {name} is not trusted: {why}. Its fingerprint (SHA-256) is {seen or 'unknown'}.",
+        f"The certificate of {name} is not trusted: {why.rstrip('.')}. "
+        f"Its fingerprint (SHA-256) is {seen or 'unknown'}.",
         hint="If that is your server, pin this fingerprint or use its new invitation; if not, somebody "
         "is in between.",
         code="certificate",

@@ -364,7 +364,10 @@ async def _secure(wire: Wire, endpoint: Endpoint, target: Target, name: str, *, 
         raise not_trusted(name, problem.verify_message or str(problem), seen) from None
     except OSError as problem:
         raise EnvironmentProblem(
-            f"TLS with the server of {endpoint.domain} failed: {problem}.", retry=True
+            f"TLS with the server of {endpoint.domain} failed: {problem}.",
+            hint="Are address and port right, and is TLS what is spoken there from the first byte "
+            "(xmpps://, wss://), or after STARTTLS (neither)?",
+            retry=True,
         ) from problem
     if check and endpoint.fingerprint:
         seen = fingerprint_of(wire.certificate)

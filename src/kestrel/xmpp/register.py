@@ -75,7 +75,9 @@ async def register(
                 await dialled.wire.close()
     except TimeoutError as problem:
         raise EnvironmentProblem(
-            f"The server of {endpoint.domain} did not answer within {REGISTER_S_MAX:g} s.", retry=True
+            f"The server of {endpoint.domain} did not answer within {REGISTER_S_MAX:g} s.",
+            hint="Are address and port those of an XMPP server? A firewall may swallow what is sent.",
+            retry=True,
         ) from problem
 
 

@@ -36,6 +36,9 @@ _STREAM_PREFIX = f"{NS_STREAM} "
 _STREAM_NAMES = frozenset(_STREAM_PREFIX + name for name in ("stream", "features", "error"))
 
 
+_NO_XML = "not-well-formed"
+
+
 class StreamError(PeerError):
     """The other end broke the rules of the stream; nothing more can be read from it.
 
@@ -46,7 +49,8 @@ class StreamError(PeerError):
     code = "stream"
 
     def __init__(self, condition: str, text: str, *, events: list[Any] | None = None) -> None:
-        super().__init__(f"The XML stream is not acceptable ({condition}): {text}")
+        hint = "Is that an XMPP server? See that address and port are right." if condition == _NO_XML else ""
+        super().__init__(f"The XML stream is not acceptable ({condition}): {text}.", hint=hint)
         self.condition = condition
         self.reason = text
         self.events: list[Event] = events or []
@@ -268,7 +272,7 @@ class StreamReader:
             return StreamError("restricted-xml", "an entity that is not predefined")
         if not self._depth and _is_utf_16(self._buffer):
             return StreamError("unsupported-encoding", "the stream must be UTF-8")
-        return StreamError("not-well-formed", f"{words}")
+        return StreamError(_NO_XML, f"{words}")
 
     def _text_waits(self) -> bool:
         """Whether the last whole stanza is followed by text: then that is what is wrong first."""
