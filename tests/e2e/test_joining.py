@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +162,13 @@ def test_what_belongs_to_the_machine_of_the_pool_says_so_elsewhere(pool, machine
     for words in (["invite"], ["invite", "list"], ["invite", "revoke", "x"], ["account", "list"]):
         refused = machine.run(*words, code=255)
         assert "where `kestrel up` runs" in refused.stderr
+
+
+def test_a_line_with_a_wrong_password_leaves_nothing_behind(pool, machine):
+    right = Invitation.parse(invited(pool, "--role", "user")["invitation"])
+    refused = machine.run("join", str(replace(right, user="admin", token="wrong")), code=255)
+    assert "not-authorized" in refused.stderr
+    assert not (machine.config / "kestrel/pools/default.json").exists()
 
 
 def test_another_pool_of_the_same_name_is_not_overwritten(pool, machine):

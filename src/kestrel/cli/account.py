@@ -33,7 +33,7 @@ def accounts_here(pool: str | None) -> Iterator[tuple[Accounts, PoolAccess]]:
         raise UsageError(
             f"the accounts of this pool are not kept here ({path} does not exist)",
             hint="run this on the machine where `kestrel up` runs, as the same user; on Prosody and ejabberd "
-            "use prosodyctl and ejabberdctl",
+            "use prosodyctl and ejabberdctl, and `kestrel invite --jid` for lines",
             code="not_here",
         )
     accounts = Accounts(path)

@@ -58,6 +58,8 @@ async def _join(invited: Invitation, called: str, name: str) -> tuple[PoolAccess
     try:
         return access, await _look(called), not known or bool(invited.user)
     except AuthenticationError as problem:
+        if invited.user and not known:
+            path.unlink()  # the line itself is wrong: nothing was made with it
         if not known or invited.user or problem.code == "certificate":
             raise
     # The account that was kept here is gone: the invitation makes another one.

@@ -106,7 +106,7 @@ def run(
                     "whoever can read that network can read jobs and results"
                 )
             admin = hosted.save_admin(access_path)
-            invitation = hosted.invite("worker", uses=uses, expires_s=expires)
+            invitation = hosted.invite("worker", uses=uses, expires_s=expires, name="kestrel server run")
             _greet(out, pool, hosted, str(invitation), admin.jid)
             await stopped.wait()
         finally:

@@ -71,7 +71,7 @@ def up(
         await pool_host.start()
         try:
             pool_host.save_admin(access_path)
-            invitation = pool_host.invite("worker", uses=uses, expires_s=expires)
+            invitation = pool_host.invite("worker", uses=uses, expires_s=expires, name="kestrel up")
             _greet(out, pool, pool_host.address(), str(invitation), as_json)
             await _until_stopped(pool_host.service)
         finally:

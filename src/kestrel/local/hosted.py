@@ -120,10 +120,10 @@ class HostedServer:
             host = socket.getfqdn()
         return host, self.server.c2s_port
 
-    def invite(self, role: str, *, uses: int, expires_s: float) -> Invitation:
-        """A new invitation for `uses` accounts with this role."""
+    def invite(self, role: str, *, uses: int, expires_s: float, name: str = "") -> Invitation:
+        """A new invitation for `uses` accounts with this role; `name` is how lists call it."""
         host, port = self.address()
-        token = self.accounts.invite(role, uses=uses, expires_s=expires_s)
+        token = self.accounts.invite(role, uses=uses, expires_s=expires_s, name=name)
         return Invitation(
             token, host, port, self.domain, self.manager_jid, self.fingerprint, via=self.where.via
         )
