@@ -172,6 +172,8 @@ def test_what_cannot_be_meant_is_said_in_one_line(pool: Pool, options: list[str]
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert "Working as" not in done.stdout, "nothing was used up for it"
+    assert "shut" not in {each["account"] for each in pool.ask("account", "list")}
 
 
 def test_a_worker_keeps_the_resource_that_was_drawn_for_it(pool: Pool) -> None:

@@ -20,6 +20,7 @@ from kestrel.config import Invitation, PoolAccess, ServerPlace, data_home, priva
 from kestrel.errors import AuthenticationError, EnvironmentProblem, UsageError
 from kestrel.worker.profile import detect
 from kestrel.worker.service import ServiceSettings, run_with_access
+from kestrel.worker.unix_user import check_enters, find_user
 from kestrel.xmpp.jid import JID
 
 WORKERS_PER_MACHINE_MAX = 1000
@@ -101,6 +102,8 @@ def worker(
         raise UsageError(
             "with --each-core the resources are core0, core1 …", hint=f"write --jid {jid.partition('/')[0]}"
         )
+    if run_as:  # before the invitation is used
+        check_enters(find_user(run_as), workdir or Path.cwd())
     invitation = invitation if jid is not None else wanted_invitation(invitation)
     if (invitation is None) == (jid is None):
         raise UsageError("name either --join or --jid", hint="see kestrel worker --help")
