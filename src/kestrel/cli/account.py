@@ -96,7 +96,10 @@ def remove(name: str, pool: str | None, as_json: bool) -> None:
 @pool_option
 @json_option
 def role(name: str, role: str, pool: str | None, as_json: bool) -> None:
-    """Give the account NAME another ROLE; it holds within a second, for connections that are open, too."""
+    """Give the account NAME another ROLE; it holds within a second, for connections that are open, too.
+
+    A worker that gets its role back introduces itself again within half a minute.
+    """
     with accounts_here(pool) as (accounts, access):
         local = _own_name(name, access)
         accounts.set_role(local, role)
