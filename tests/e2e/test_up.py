@@ -227,7 +227,7 @@ class TestMistakes:
     def test_a_spoiled_invitation(self, pool: Pool):
         done = pool.run("worker", "--join", "kestrel:/oops")
         assert done.returncode == 255
-        assert "kestrel up" in done.stderr
+        assert "kestrel://" in done.stderr
         wrong = pool.invitation.replace("kestrel://", "kestrel://x", 1)
         done = pool.run("worker", "--join", wrong, "--name", "liar")
         assert done.returncode == 255

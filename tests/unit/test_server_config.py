@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from kestrel.cli.main import cli
 from kestrel.cli.server_config import config
 from kestrel.errors import KestrelError
 from kestrel.local.foreign import Federation, PlanError, ServerPlan, ejabberd_yml, prosody_cfg
@@ -18,7 +19,8 @@ NAMES = {"prosody": "prosody.cfg.lua", "ejabberd": "ejabberd.yml"}
 
 
 def run(*words: str) -> Result:
-    done = CliRunner().invoke(config, words)
+    # As below the root: click keeps a command's help option from its first call on.
+    done = CliRunner().invoke(config, words, **cli.context_settings)
     if done.exception is not None and not isinstance(done.exception, (KestrelError, SystemExit)):
         raise done.exception
     return done
