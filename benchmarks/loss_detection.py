@@ -37,7 +37,7 @@ from realpool.live import LiveServer
 from realpool.networks import Machine, Network, missing
 from realpool.on_server import ServerPool
 from realpool.pool import PoolPlan, RealPool
-from realpool.processes import Process, until
+from realpool.processes import until
 from realpool.prosody import Prosody, prosody_program
 
 HUB = "192.0.2.1"
@@ -56,29 +56,12 @@ class SpreadPool(ServerPool):
         self.machines = machines
         super().__init__(*args, **wanted)
 
-    def process(self, name: str, *words: str) -> Process:
-        made = super().process(name, *words)
-        made.argv[:0] = self.words_of(name)
-        return made
-
-    def run(self, *words: str, patience_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.words_of("hub"), sys.executable, "-m", "kestrel", *words],
-            env=self.env,
-            cwd=self.work,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=patience_s,
-            check=False,
-        )
-
     def seen_workers(self) -> int:
         # This process is on none of those machines: a command there asks.
         return RealPool.seen_workers(self)
 
-    def words_of(self, name: str) -> list[str]:
-        """What runs a command on the machine of this process; all but workers are on the hub."""
+    def within(self, name: str) -> list[str]:
+        """Workers have machines of their own, all else is on the hub."""
         machine = self.machines.get(name) or self.machines.get("hub")
         return machine.words() if machine else []
 
@@ -179,7 +162,7 @@ def start_of_a_task(pool: SpreadPool, number: int) -> float:
     file = pool.work / f"start-{number}"
     words = ["run", "-j", "1", "--", f": {{}}; date +%s%N >> {file}", ":::", *map(str, range(20))]
     done = subprocess.run(
-        [*pool.words_of("hub"), sys.executable, "-m", "kestrel", *words],
+        [*pool.within("hub"), sys.executable, "-m", "kestrel", *words],
         env=pool.env,
         cwd=pool.work,
         capture_output=True,

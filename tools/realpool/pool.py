@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -68,11 +69,15 @@ class RealPool:
         self.managers: dict[str, Process] = {}
         self.workers: dict[str, Process] = {}
 
+    def within(self, name: str) -> Sequence[str]:
+        """Words before the command of this process (empty: a user's command), such as `ip netns exec X`."""
+        return ()
+
     def process(self, name: str, *words: str) -> Process:
         """A `kestrel` command that stays, not yet started."""
         return Process(
             name,
-            [sys.executable, "-m", "kestrel", *words],
+            [*self.within(name), sys.executable, "-m", "kestrel", *words],
             env=self.env,
             directory=self.work,
             log=self.scratch / f"{name}.log",
@@ -81,7 +86,7 @@ class RealPool:
     def run(self, *words: str, patience_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a `kestrel` command to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "kestrel", *words],
+            [*self.within(""), sys.executable, "-m", "kestrel", *words],
             env=self.env,
             cwd=self.work,
             stdin=subprocess.DEVNULL,

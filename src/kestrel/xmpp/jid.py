@@ -154,7 +154,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-_PROHIBITED: tuple[Callable[[str], bool], ...] = (
+PROHIBITED: tuple[Callable[[str], bool], ...] = (
     stringprep.in_table_c12,
     stringprep.in_table_c21_c22,
     stringprep.in_table_c3,
@@ -165,6 +165,7 @@ _PROHIBITED: tuple[Callable[[str], bool], ...] = (
     stringprep.in_table_c8,
     stringprep.in_table_c9,
 )
+"""What neither addresses nor passwords may contain (RFC 3454 appendix C, without ASCII spaces)."""
 
 
 def _stringprep(text: str, part: str, fold: Callable[[str], str] | None) -> str:
@@ -175,7 +176,7 @@ def _stringprep(text: str, part: str, fold: Callable[[str], str] | None) -> str:
     # Stringprep is defined on Unicode 3.2 (RFC 3454 section 7).
     prepared = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
     for char in prepared:
-        if stringprep.in_table_a1(char) or any(table(char) for table in _PROHIBITED):
+        if stringprep.in_table_a1(char) or any(table(char) for table in PROHIBITED):
             raise JidError(f"The {part} {_shown(text)} contains the forbidden {char!r}.", hint=_HINT)
     rtl = [stringprep.in_table_d1(char) for char in prepared]
     if any(rtl) and (any(map(stringprep.in_table_d2, prepared)) or not (rtl[0] and rtl[-1])):

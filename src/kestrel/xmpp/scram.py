@@ -14,8 +14,9 @@ import hmac
 import stringprep
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from kestrel.xmpp.jid import PROHIBITED
 
 SALTED_KEYS_MAX = 256
 """Keys that a process keeps of passwords that it logged in with: accounts, times salts."""
@@ -24,18 +25,6 @@ NONCE_CHARS_MAX = 1024
 
 _HASHES = {"SCRAM-SHA-256": "sha256", "SCRAM-SHA-1": "sha1"}
 _SIZES = {name: hashlib.new(name).digest_size for name in _HASHES.values()}
-_PROHIBITED: tuple[Callable[[str], bool], ...] = (
-    stringprep.in_table_a1,
-    stringprep.in_table_c12,
-    stringprep.in_table_c21_c22,
-    stringprep.in_table_c3,
-    stringprep.in_table_c4,
-    stringprep.in_table_c5,
-    stringprep.in_table_c6,
-    stringprep.in_table_c7,
-    stringprep.in_table_c8,
-    stringprep.in_table_c9,
-)
 
 
 class ScramError(ValueError):
@@ -213,7 +202,7 @@ def prepare(text: str) -> str:
     # Stringprep is defined on Unicode 3.2 (RFC 3454 section 7).
     prepared = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
     for char in prepared:
-        if any(table(char) for table in _PROHIBITED):
+        if stringprep.in_table_a1(char) or any(table(char) for table in PROHIBITED):
             raise ScramError(f"it contains the forbidden character U+{ord(char):04X}")
     rtl = [stringprep.in_table_d1(char) for char in prepared]
     if any(rtl) and (any(map(stringprep.in_table_d2, prepared)) or not (rtl[0] and rtl[-1])):
